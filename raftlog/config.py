@@ -1,0 +1,297 @@
+"""A node's settings: Kafka's names and meanings, read from a .properties file and overridden, validated once, frozen.
+
+Order, later wins: defaults, the file, `RAFTLOG_…` environment variables (`RAFTLOG_LOG_DIRS` sets `log.dirs`), `--set`.
+A field's name is the setting's name with `_` for `.`; its annotation is its type. A setting that has no effect is not here.
+Source: https://kafka.apache.org/documentation/#brokerconfigs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from raftlog.errors import ConfigError
+from raftlog.ids import NodeId
+
+ENVIRONMENT_PREFIX: Final = "RAFTLOG_"
+PLAINTEXT: Final = "PLAINTEXT"
+
+
+class Endpoint(NamedTuple):
+    """One entry of `listeners` or `advertised.listeners`."""
+
+    listener: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.listener}://{self.host}:{self.port}"
+
+
+class Voter(NamedTuple):
+    """One entry of `controller.quorum.voters`: `id@host:port`."""
+
+    node_id: NodeId
+    host: str
+    port: int
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    one_of: Sequence[str] | None = None,
+) -> Any:
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "one_of": one_of}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one node; build it with `load`, which validates, or `dataclasses.replace`."""
+
+    # Identity and roles
+    process_roles: tuple[str, ...] = setting(("broker", "controller"), doc="Roles of this process: broker, controller or both.")
+    node_id: int = setting(doc="This node's id, unique in the cluster.", minimum=0)
+    broker_rack: str | None = setting(None, doc="Rack of this broker, for replica placement.")
+    controller_quorum_voters: tuple[str, ...] = setting(doc="The voters of the quorum: id@host:port, comma-separated.")
+    controller_listener_names: tuple[str, ...] = setting(("CONTROLLER",), doc="Names of the listeners that controllers use.")
+
+    # Sockets
+    listeners: tuple[str, ...] = setting(("PLAINTEXT://127.0.0.1:9092",), doc="Where this node listens: NAME://host:port, comma-separated.")
+    advertised_listeners: tuple[str, ...] = setting((), doc="What clients are told to connect to; the listeners when empty.")
+    listener_security_protocol_map: tuple[str, ...] = setting((), doc="NAME:PROTOCOL per listener; only PLAINTEXT so far.")
+    inter_broker_listener_name: str = setting(PLAINTEXT, doc="The listener that brokers use among themselves.")
+    socket_request_max_bytes: int = setting(104857600, doc="Largest request that is accepted, in bytes.", minimum=1024)
+    socket_send_buffer_bytes: int = setting(102400, doc="SO_SNDBUF of a connection; -1 for the system's.", minimum=-1)
+    socket_receive_buffer_bytes: int = setting(102400, doc="SO_RCVBUF of a connection; -1 for the system's.", minimum=-1)
+    max_connections: int = setting(2147483647, doc="Most connections to this broker at once.", minimum=1)
+    connections_max_idle_ms: int = setting(600000, doc="A connection without a request for so long is closed.", minimum=1000)
+
+    # Quorum
+    controller_quorum_election_timeout_ms: int = setting(
+        1000, doc="Longest wait without a leader before a voter stands for election; at random from half of it.", minimum=50
+    )
+    controller_quorum_append_linger_ms: int = setting(2, doc="How long the active controller gathers decisions into one entry.", minimum=0)
+    metadata_log_max_record_bytes_between_snapshots: int = setting(
+        20971520, doc="A snapshot is taken after so many bytes of metadata records.", minimum=1024
+    )
+
+    # Brokers and the controller
+    broker_heartbeat_interval_ms: int = setting(2000, doc="Pause between a broker's heartbeats.", minimum=10)
+    broker_session_timeout_ms: int = setting(9000, doc="A broker without a heartbeat for so long is fenced.", minimum=100)
+    initial_broker_registration_timeout_ms: int = setting(60000, doc="A broker that can't register for so long gives up.", minimum=1000)
+    controlled_shutdown_enable: bool = setting(True, doc="Hand leadership over before stopping.")
+    auto_create_topics_enable: bool = setting(True, doc="Create a topic that a client asks for.")
+    num_partitions: int = setting(1, doc="Partitions of a topic that names no number.", minimum=1)
+    default_replication_factor: int = setting(1, doc="Replicas of a topic that names no number.", minimum=1, maximum=32767)
+    delete_topic_enable: bool = setting(True, doc="Allow topics to be deleted.")
+    unclean_leader_election_enable: bool = setting(False, doc="Let a replica outside the ISR lead when none in it is left; loses data.")
+    min_insync_replicas: int = setting(1, doc="Members the ISR must have for acks=all to be accepted.", minimum=1)
+
+    # Log
+    log_dirs: tuple[str, ...] = setting(("raftlog-data",), doc="Directory of this node's logs.")
+    metadata_log_dir: str | None = setting(None, doc="Directory of the metadata log; the first of log.dirs when unset.")
+    log_segment_bytes: int = setting(1073741824, doc="A segment is rolled at this size.", minimum=1024)
+    log_roll_ms: int = setting(604800000, doc="A segment is rolled at this age of its first record.", minimum=1)
+    log_retention_ms: int = setting(604800000, doc="Segments whose newest record is older are deleted; -1: never.", minimum=-1)
+    log_retention_bytes: int = setting(-1, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1)
+    log_retention_check_interval_ms: int = setting(300000, doc="Pause between looks for segments to delete.", minimum=10)
+    log_index_interval_bytes: int = setting(4096, doc="Bytes of log between two index entries.", minimum=0)
+    log_index_size_max_bytes: int = setting(10485760, doc="Largest index file.", minimum=96)
+    log_message_timestamp_type: str = setting("CreateTime", doc="Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime"))
+    log_flush_interval_messages: int = setting(9223372036854775807, doc="Records after which a partition is fsynced.", minimum=1)
+    log_flush_offset_checkpoint_interval_ms: int = setting(60000, doc="Pause between writes of the recovery-point checkpoint.", minimum=10)
+    message_max_bytes: int = setting(1048588, doc="Largest batch that is accepted, in bytes.", minimum=0)
+    producer_id_expiration_ms: int = setting(86400000, doc="A producer's sequence state is forgotten after so long without a record.", minimum=1)
+
+    # Replication
+    replica_lag_time_max_ms: int = setting(30000, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
+    replica_fetch_max_bytes: int = setting(1048576, doc="Bytes a follower asks for per partition.", minimum=1)
+    replica_fetch_response_max_bytes: int = setting(10485760, doc="Bytes a follower asks for per request.", minimum=1)
+    replica_fetch_wait_max_ms: int = setting(500, doc="Longest a follower's fetch waits at the leader.", minimum=1)
+    replica_fetch_backoff_ms: int = setting(1000, doc="Longest pause of a follower after a failed fetch.", minimum=1)
+    replica_high_watermark_checkpoint_interval_ms: int = setting(5000, doc="Pause between writes of the high-watermark checkpoint.", minimum=10)
+
+    # Groups
+    offsets_topic_num_partitions: int = setting(50, doc="Partitions of __consumer_offsets.", minimum=1)
+    offsets_topic_replication_factor: int = setting(3, doc="Replicas of __consumer_offsets.", minimum=1)
+    offsets_topic_segment_bytes: int = setting(104857600, doc="Segment size of __consumer_offsets.", minimum=1024)
+    offset_metadata_max_bytes: int = setting(4096, doc="Longest metadata string of a committed offset.", minimum=0)
+    group_initial_rebalance_delay_ms: int = setting(0, doc="Wait for more members at the first rebalance of an empty group.", minimum=0)
+    group_min_session_timeout_ms: int = setting(6000, doc="Shortest session timeout a member may ask for.", minimum=1)
+    group_max_session_timeout_ms: int = setting(1800000, doc="Longest session timeout a member may ask for.", minimum=1)
+    group_max_size: int = setting(2147483647, doc="Most members of a group.", minimum=1)
+
+    # Observation
+    metrics_listener: str | None = setting(None, doc="host:port where metrics are served in Prometheus' format; none when unset.")
+
+    @property
+    def is_broker(self) -> bool:
+        return "broker" in self.process_roles
+
+    @property
+    def is_controller(self) -> bool:
+        return "controller" in self.process_roles
+
+    @property
+    def voters(self) -> tuple[Voter, ...]:
+        return tuple(_parse_voter(text) for text in self.controller_quorum_voters)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return tuple(parse_endpoint(text) for text in self.listeners)
+
+    @property
+    def advertised_endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints clients and brokers are told of: never those of the controller listeners."""
+        named = tuple(parse_endpoint(text) for text in self.advertised_listeners) or self.endpoints
+        return tuple(endpoint for endpoint in named if endpoint.listener not in self.controller_listener_names)
+
+    @property
+    def data_directory(self) -> str:
+        return self.log_dirs[0]
+
+    @property
+    def metadata_directory(self) -> str:
+        return self.metadata_log_dir or self.data_directory
+
+
+FIELDS: Final[Mapping[str, dataclasses.Field[Any]]] = {field.name.replace("_", "."): field for field in dataclasses.fields(Settings)}
+_TYPES: Final[Mapping[str, Any]] = typing.get_type_hints(Settings)
+
+
+def load(
+    file_text: str = "",
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from the text of a .properties file, the process's environment and `--set` pairs.
+
+    Raises ConfigError, one line, for a setting that is unknown, ill-typed, missing, out of range or contradictory.
+    """
+    texts: dict[str, str] = parse_properties(file_text)
+    texts.update(_from_environ(environ or {}))
+    texts.update(overrides or {})
+    values = {}
+    for name, text in texts.items():
+        if name not in FIELDS:
+            raise ConfigError(f"unknown setting {name!r}")
+        values[FIELDS[name].name] = parse_value(name, text)
+    for name, field in FIELDS.items():
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise ConfigError(f"setting {name!r} is missing")
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    """The `name=value` lines of a .properties file; `#` and `!` begin comments, `\\` at the end of a line continues it."""
+    pairs: dict[str, str] = {}
+    pending = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = pending + raw.strip()
+        pending = ""
+        if not line or line[0] in "#!":
+            continue
+        if line.endswith("\\"):
+            pending = line[:-1]
+            continue
+        name, separator, value = line.partition("=")
+        if not separator:
+            raise ConfigError(f"line {number} is not name=value: {line!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The typed value of one setting's text. Raises ConfigError when it is ill-typed or out of range."""
+    field = FIELDS[name]
+    kind = _TYPES[field.name]
+    value: Any
+    if kind == tuple[str, ...]:
+        value = tuple(part.strip() for part in text.split(",") if part.strip())
+    elif kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"setting {name!r} must be true or false, not {text!r}")
+        value = text.lower() == "true"
+    elif kind is int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ConfigError(f"setting {name!r} must be a whole number, not {text!r}") from None
+    else:
+        value = text or None
+    _check_range(name, field, value)
+    return value
+
+
+def _check_range(name: str, field: dataclasses.Field[Any], value: Any) -> None:
+    minimum, maximum, one_of = (field.metadata[key] for key in ("minimum", "maximum", "one_of"))
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"setting {name!r} must be at least {minimum}, not {value}")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"setting {name!r} must be at most {maximum}, not {value}")
+    if one_of is not None and value not in one_of:
+        raise ConfigError(f"setting {name!r} must be one of {', '.join(one_of)}, not {value!r}")
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in FIELDS}
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if variable not in by_variable:
+            raise ConfigError(f"environment variable {variable} names no setting")
+        found[by_variable[variable]] = text
+    return found
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`NAME://host:port`, host in brackets where it is an IPv6 address. Raises ConfigError."""
+    listener, separator, address = text.partition("://")
+    host, colon, port = address.rpartition(":")
+    if not (separator and colon and port.isdigit() and int(port) < 65536 and listener):
+        raise ConfigError(f"listener {text!r} is not NAME://host:port")
+    return Endpoint(listener, host.strip("[]"), int(port))
+
+
+def _parse_voter(text: str) -> Voter:
+    node_id, separator, address = text.partition("@")
+    host, colon, port = address.rpartition(":")
+    if not (separator and colon and node_id.isdigit() and port.isdigit() and int(port) < 65536 and host):
+        raise ConfigError(f"voter {text!r} in 'controller.quorum.voters' is not id@host:port")
+    return Voter(int(node_id), host.strip("[]"), int(port))
+
+
+def _check_together(settings: Settings) -> None:
+    roles = set(settings.process_roles)
+    if not roles or not roles <= {"broker", "controller"}:
+        raise ConfigError(f"setting 'process.roles' must be broker, controller or both, not {','.join(settings.process_roles)!r}")
+    voters = settings.voters
+    if not voters:
+        raise ConfigError("setting 'controller.quorum.voters' names no voter")
+    if len({voter.node_id for voter in voters}) != len(voters):
+        raise ConfigError("setting 'controller.quorum.voters' names a node id twice")
+    if settings.is_controller != any(voter.node_id == settings.node_id for voter in voters):
+        raise ConfigError(f"node.id {settings.node_id} must be among 'controller.quorum.voters' exactly when it is a controller")
+    names = [endpoint.listener for endpoint in settings.endpoints]
+    if len(set(names)) != len(names):
+        raise ConfigError("setting 'listeners' names a listener twice")
+    if settings.is_controller and not set(names) & set(settings.controller_listener_names):
+        raise ConfigError("a controller needs a listener named in 'controller.listener.names'")
+    if settings.is_broker and settings.inter_broker_listener_name not in names:
+        raise ConfigError(f"'inter.broker.listener.name' {settings.inter_broker_listener_name!r} is not among 'listeners'")
+    for pair in settings.listener_security_protocol_map:
+        if pair.partition(":")[2] != PLAINTEXT:
+            raise ConfigError(f"listener.security.protocol.map: only PLAINTEXT is supported so far, not {pair!r}")
+    if len(settings.log_dirs) != 1:
+        raise ConfigError("setting 'log.dirs' must name exactly one directory so far")

@@ -1,0 +1,18 @@
+# Sourced by the scripts: a virtual environment of the project's own with the pinned packages, made when it is missing.
+# RAFTLOG_VENV names another place for it; an active virtual environment that already has everything is used as it is.
+
+prepare_environment() {  # prepare_environment EXTRA...: install raftlog with these extras (test, check) unless they are there
+  local extras stamp directory
+  extras=$(IFS=,; echo "$*")
+  directory="${RAFTLOG_VENV:-$PWD/.venv}"
+  if [[ ! -x "$directory/bin/python" ]]; then
+    "${PYTHON:-python3}" -m venv "$directory"
+  fi
+  # shellcheck disable=SC1091
+  source "$directory/bin/activate"
+  stamp="$directory/.raftlog-$extras-$(cksum <pyproject.toml | tr -d ' ')"
+  if [[ ! -e "$stamp" ]]; then
+    python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" >&2
+    touch "$stamp"
+  fi
+}
