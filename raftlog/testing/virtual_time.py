@@ -1,0 +1,94 @@
+"""An event loop whose clock is virtual: hours of a cluster's life pass in seconds, and a seed repeats them exactly.
+
+Where asyncio would wait for the next timer, time jumps to it. Nothing under this loop may wait for a thread or a real
+socket: files and network are the simulated ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
+
+SIMULATION_EPOCH_MS: Final = 1_700_000_000_000  # What the wall clock shows when a simulation starts.
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready and no timer is set: what is awaited can never happen."""
+
+
+class _Selector(selectors.BaseSelector):
+    """Never finds a ready file; waiting moves the virtual clock instead."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._keys: dict[int, selectors.SelectorKey] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        descriptor = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        key = selectors.SelectorKey(fileobj, descriptor, events, data)
+        self._keys[descriptor] = key
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise Deadlock("the simulation waits for something that can never happen")
+        self.now_s += max(0.0, timeout)
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """asyncio's loop with a virtual `time()`, in seconds from 0."""
+
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+
+class VirtualClock:
+    """A node's `Clock` under a virtual loop; `skew_ms` and `drift` set its clocks apart from the other nodes'.
+
+    `drift` is a rate: 0.01 runs one per cent fast. The wall clock may be moved either way; the monotonic one only drifts.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, skew_ms: int = 0, drift: float = 0.0) -> None:
+        self._loop = loop
+        self.skew_ms = skew_ms
+        self.drift = drift
+
+    def wall_ms(self) -> int:
+        return SIMULATION_EPOCH_MS + self.skew_ms + self.monotonic_ms()
+
+    def monotonic_ms(self) -> int:
+        return int(self._loop.time() * 1000 * (1 + self.drift))
+
+
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run `main` to its end under a fresh virtual loop. Raises Deadlock when it waits for what can't happen."""
+    loop = VirtualTimeLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        _cancel_rest(loop)
+        loop.close()
+
+
+def _cancel_rest(loop: VirtualTimeLoop) -> None:
+    rest = asyncio.all_tasks(loop)
+    for task in rest:
+        task.cancel()
+    if rest:
+        loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))

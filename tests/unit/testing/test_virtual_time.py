@@ -1,0 +1,105 @@
+"""The virtual loop and the simulated network keep asyncio's and TCP's promises."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from raftlog.testing import virtual_time
+from raftlog.testing.simulated_network import SILENCE_MS_MAX, SimulatedNetwork
+
+
+def test_an_hour_passes_at_once() -> None:
+    async def sleep_an_hour() -> float:
+        await asyncio.sleep(3600)
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(sleep_an_hour()) == pytest.approx(3600)
+
+
+def test_waiting_for_nothing_is_reported() -> None:
+    async def wait_forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(virtual_time.Deadlock):
+        virtual_time.run(wait_forever())
+
+
+class Collector(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+async def _connected(network: SimulatedNetwork) -> tuple[asyncio.Transport, Collector, Collector]:
+    accepted: list[Collector] = []
+
+    def accept() -> Collector:
+        accepted.append(Collector())
+        return accepted[-1]
+
+    listening = await network.view("server").listen(accept, "127.0.0.1", 0)
+    transport, near = await network.view("client").connect(Collector, "127.0.0.1", listening.port)
+    assert isinstance(near, Collector)
+    return transport, near, accepted[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bytes_arrive_in_order_in_spite_of_loss(seed: int) -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(seed))
+        network.quality.loss = 0.3
+        transport, _, far = await _connected(network)
+        for number in range(200):
+            transport.write(bytes([number]))
+        await asyncio.sleep(600)
+        assert far.received == bytes(range(200)), f"seed {seed}"
+
+    virtual_time.run(scenario())
+
+
+def test_a_healed_partition_delivers_what_was_held() -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        transport, _, far = await _connected(network)
+        network.cut("client", "server")
+        transport.write(b"held")
+        await asyncio.sleep(5)
+        assert far.received == b""
+        network.heal()
+        await asyncio.sleep(1)
+        assert far.received == b"held"
+
+    virtual_time.run(scenario())
+
+
+def test_a_long_partition_breaks_the_connection() -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        transport, near, far = await _connected(network)
+        network.cut("client", "server")
+        transport.write(b"held")
+        await asyncio.sleep(2 * SILENCE_MS_MAX / 1000)
+        assert isinstance(near.lost.result(), ConnectionResetError)
+        assert far.received == b""
+
+    virtual_time.run(scenario())
+
+
+def test_the_death_of_a_process_is_seen_by_its_peers_only() -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        _, near, far = await _connected(network)
+        network.drop_node("server")
+        assert isinstance(await near.lost, ConnectionResetError)
+        assert not far.lost.done()
+
+    virtual_time.run(scenario())
