@@ -1,0 +1,189 @@
+"""Messages of all APIs but Produce's and Fetch's hot path: independent of versions for those who handle them.
+
+A decoded message is a `Fields`: the union of the fields of all versions by kio's names, as plain values. Durations and
+timestamps are int ms (-1: none), a missing UUID is the zero UUID, arrays are tuples. Encoding takes the same shape as
+nested mappings or `Fields`: a name that the version lacks is dropped, one that no version has is a programming error,
+and what is absent is written as the schema's default (without one: 0, empty, or null where that is allowed).
+Source: https://kafka.apache.org/protocol, KIP-482, KIP-511.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Final, NamedTuple
+
+from kio.serial import entity_reader
+
+from raftlog.environment import Buffer
+from raftlog.protocol.apis import API_VERSIONS_ALL, API_VERSIONS_BROKER, API_VERSIONS_CONTROLLER, ApiKey, api_name, is_flexible
+from raftlog.protocol.frames import MalformedFrame
+from raftlog.protocol.plans import NO_UUID, Fields, family, write_uvarint
+
+__all__ = [
+    "API_VERSIONS_ALL",
+    "API_VERSIONS_BROKER",
+    "API_VERSIONS_CONTROLLER",
+    "NO_UUID",
+    "ApiKey",
+    "Fields",
+    "MalformedFrame",
+    "RequestHeader",
+    "api_name",
+    "decode_request",
+    "decode_response",
+    "encode_request",
+    "encode_request_header",
+    "encode_response",
+    "encode_response_header",
+    "is_flexible",
+    "parse_request_header",
+    "response_body_offset",
+    "write_uvarint",
+]
+
+_HEADER: Final = Struct(">hhih")  # api key, api version, correlation id, length of the client id
+_CORRELATION_ID: Final = Struct(">i")
+
+
+class RequestHeader(NamedTuple):
+    """What precedes a request's body; the body begins at `body_offset` of the frame."""
+
+    api_key: int
+    api_version: int
+    correlation_id: int
+    client_id: str | None
+    body_offset: int
+
+
+def parse_request_header(frame: Buffer) -> RequestHeader:
+    """The header of a request frame, version 1 or 2 as the request's version has it. Raises MalformedFrame."""
+    try:
+        api_key, api_version, correlation_id, size = _HEADER.unpack_from(frame, 0)
+    except struct_error:
+        raise MalformedFrame(f"a request of {len(frame)} bytes is too short for its header") from None
+    offset = _HEADER.size
+    client_id = None
+    if size >= 0:
+        end = offset + size
+        if end > len(frame):
+            raise MalformedFrame("the client id of a request goes beyond its end")
+        try:
+            client_id = str(frame[offset:end], "utf-8")
+        except UnicodeDecodeError:
+            raise MalformedFrame("the client id of a request is not UTF-8") from None
+        offset = end
+    if is_flexible(api_key, api_version) and api_key in API_VERSIONS_ALL:
+        offset = skip_tagged_fields(frame, offset)
+    return RequestHeader(api_key, api_version, correlation_id, client_id, offset)
+
+
+def encode_request_header(api_key: int, api_version: int, correlation_id: int, client_id: str | None) -> bytes:
+    encoded = b"" if client_id is None else client_id.encode()
+    header = _HEADER.pack(api_key, api_version, correlation_id, -1 if client_id is None else len(encoded)) + encoded
+    return header + b"\0" if has_flexible_header(api_key, api_version) else header
+
+
+def has_flexible_header(api_key: int, api_version: int) -> bool:
+    """Whether the request's header has tagged fields (version 2). A private API's has none."""
+    return api_key in API_VERSIONS_ALL and is_flexible(api_key, api_version)
+
+
+def encode_response_header(api_key: int, api_version: int, correlation_id: int) -> bytes:
+    """The header of a response. That of ApiVersions is always version 0, so that any client can read it (KIP-511)."""
+    header = _CORRELATION_ID.pack(correlation_id)
+    if api_key != ApiKey.API_VERSIONS and has_flexible_header(api_key, api_version):
+        return header + b"\0"
+    return header
+
+
+def response_body_offset(api_key: int, api_version: int, frame: Buffer) -> int:
+    """Where the body of a response frame begins. Raises MalformedFrame."""
+    if len(frame) < 4:
+        raise MalformedFrame(f"a response of {len(frame)} bytes is too short for its header")
+    if api_key != ApiKey.API_VERSIONS and has_flexible_header(api_key, api_version):
+        return skip_tagged_fields(frame, 4)
+    return 4
+
+
+def decode_request(api_key: int, api_version: int, body: Buffer) -> Fields:
+    """The fields of a request's body; nothing in them refers to `body`. Raises MalformedFrame."""
+    fields, _ = _decode(api_key, api_version, body, is_request=True)
+    return fields
+
+
+def decode_response(api_key: int, api_version: int, frame: Buffer) -> tuple[int, Fields]:
+    """Correlation id and fields of a response frame. Raises MalformedFrame."""
+    offset = response_body_offset(api_key, api_version, frame)
+    correlation_id: int = _CORRELATION_ID.unpack_from(frame, 0)[0]
+    fields, _ = _decode(api_key, api_version, memoryview(frame)[offset:], is_request=False)
+    return correlation_id, fields
+
+
+def decode_response_body(api_key: int, api_version: int, body: Buffer) -> Fields:
+    """The fields of a response without its header. Raises MalformedFrame."""
+    fields, _ = _decode(api_key, api_version, body, is_request=False)
+    return fields
+
+
+def encode_response(api_key: int, api_version: int, correlation_id: int, fields: Mapping[str, Any] | Fields) -> bytes:
+    """A response frame without its length. Raises AttributeError for a name that no version has."""
+    out = bytearray(encode_response_header(api_key, api_version, correlation_id))
+    family(api_key, False).plan(api_version).write(out, fields)
+    return bytes(out)
+
+
+def encode_request(api_key: int, api_version: int, correlation_id: int, client_id: str | None, fields: Mapping[str, Any] | Fields) -> bytes:
+    """A request frame without its length. Raises AttributeError for a name that no version has."""
+    return encode_request_header(api_key, api_version, correlation_id, client_id) + encode_request_body(api_key, api_version, fields)
+
+
+def encode_request_body(api_key: int, api_version: int, fields: Mapping[str, Any] | Fields) -> bytes:
+    out = bytearray()
+    family(api_key, True).plan(api_version).write(out, fields)
+    return bytes(out)
+
+
+def _decode(api_key: int, api_version: int, body: Buffer, *, is_request: bool) -> tuple[Fields, int]:
+    plan = family(api_key, is_request).plan(api_version)
+    try:
+        entity, size = entity_reader(plan.entity)(body, 0)
+        fields = plan.to_fields(entity)
+    except Exception as error:
+        # kio's native reader raises various types for bytes that end early, unknown codes, and values out of range.
+        raise MalformedFrame(f"{api_name(api_key)} v{api_version} can't be decoded: {error or type(error).__name__}") from error
+    if size != len(body):
+        raise MalformedFrame(f"{api_name(api_key)} v{api_version} has {len(body) - size} bytes after its end")
+    return fields, size
+
+
+def skip_tagged_fields(buffer: Buffer, offset: int) -> int:
+    """The offset behind a section of tagged fields, none of which matters. Raises MalformedFrame."""
+    try:
+        if buffer[offset] == 0:
+            return offset + 1
+        count, offset = read_uvarint(buffer, offset)
+        for _ in range(count):
+            _, offset = read_uvarint(buffer, offset)
+            size, offset = read_uvarint(buffer, offset)
+            offset += size
+            if offset > len(buffer):
+                raise IndexError
+    except IndexError:
+        raise MalformedFrame("tagged fields go beyond the end of the message") from None
+    return offset
+
+
+def read_uvarint(buffer: Buffer, offset: int) -> tuple[int, int]:
+    """An unsigned varint of at most 32 bits and the offset behind it. Raises IndexError at the end, MalformedFrame beyond 5 bytes."""
+    value = shift = 0
+    while True:
+        byte = buffer[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
+        if shift > 28:
+            raise MalformedFrame("a varint is longer than 5 bytes")
