@@ -1,0 +1,533 @@
+"""The cluster's state as of one offset of the metadata log: immutable, and changed only by applying committed records.
+
+`apply_batch` gives the next image and what differs. Unchanged parts are shared between images, so keeping an old one is
+cheap, and a batch costs about what it changes.
+Source: KIP-631; Kafka's `org.apache.kafka.image`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from raftlog.core.metadata import records as r
+from raftlog.core.metadata.entities import (
+    EMPTY,
+    Broker,
+    BrokerEndpoint,
+    ConfigResource,
+    ControllerRegistration,
+    FeatureRange,
+    MetadataDelta,
+    Partition,
+    QuotaEntity,
+    Topic,
+)
+from raftlog.core.metadata.persistent import PersistentMap
+from raftlog.core.metadata.records import MetadataRecordError
+from raftlog.ids import DIRECTORY_MIGRATING, BrokerEpoch, NodeId, Offset, ProducerId, TopicId, TopicName, TopicPartition
+
+__all__ = [
+    "Broker",
+    "BrokerEndpoint",
+    "ControllerRegistration",
+    "FeatureRange",
+    "MetadataDelta",
+    "MetadataImage",
+    "Partition",
+    "Topic",
+    "changed_partition",
+    "difference",
+]
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+NO_TOPICS: Final[PersistentMap[TopicName, Topic]] = PersistentMap()
+NO_TOPIC_NAMES: Final[PersistentMap[TopicId, TopicName]] = PersistentMap()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataImage:
+    """All of the cluster's state; `offset` is the end (exclusive) of the last batch applied, `epoch` that batch's epoch."""
+
+    offset: Offset = 0
+    epoch: int = 0
+    brokers: Mapping[NodeId, Broker] = EMPTY
+    controllers: Mapping[NodeId, ControllerRegistration] = EMPTY
+    topics: PersistentMap[TopicName, Topic] = NO_TOPICS
+    topic_names: PersistentMap[TopicId, TopicName] = NO_TOPIC_NAMES
+    configs: Mapping[ConfigResource, Mapping[str, str]] = EMPTY
+    features: Mapping[str, int] = EMPTY
+    producer_ids: r.ProducerIdsRecord | None = None
+    acls: Mapping[uuid.UUID, r.AccessControlEntryRecord] = EMPTY
+    scram: Mapping[tuple[str, int], r.UserScramCredentialRecord] = EMPTY
+    quotas: Mapping[QuotaEntity, Mapping[str, float]] = EMPTY
+    tokens: Mapping[str, r.DelegationTokenRecord] = EMPTY
+    transaction: tuple[r.MetadataRecord, ...] | None = None  # Begun but not ended: held back, begin included.
+
+    def partition(self, tp: TopicPartition | tuple[TopicName, int]) -> Partition | None:
+        topic = self.topics.get(tp[0])
+        return None if topic is None else topic.partitions.get(tp[1])
+
+    def topic_by_id(self, topic_id: TopicId) -> Topic | None:
+        name = self.topic_names.get(topic_id)
+        return None if name is None else self.topics[name]
+
+    def topic_configs(self, name: TopicName) -> Mapping[str, str]:
+        """The topic's overrides; empty when it has none."""
+        return self.configs.get((r.RESOURCE_TOPIC, name), EMPTY)
+
+    def broker_configs(self, node_id: NodeId) -> Mapping[str, str]:
+        """The dynamic configs of all brokers, overridden by those of this one."""
+        common = self.configs.get((r.RESOURCE_BROKER, ""), EMPTY)
+        own = self.configs.get((r.RESOURCE_BROKER, str(node_id)), EMPTY)
+        return {**common, **own} if common and own else common or own
+
+    @property
+    def next_producer_id(self) -> ProducerId:
+        """The lowest producer id that no block given away contains."""
+        return 0 if self.producer_ids is None else self.producer_ids.next_producer_id
+
+    @property
+    def metadata_version(self) -> int:
+        """The finalized metadata.version; for an empty log, the one raftlog bootstraps with."""
+        return self.features.get(r.METADATA_VERSION_FEATURE, r.METADATA_VERSION)
+
+    def apply_batch(self, records: Iterable[r.MetadataRecord], *, offset: Offset, epoch: int) -> tuple[MetadataImage, MetadataDelta]:
+        """The image after `records`, the content of one committed batch that ends at `offset` (exclusive), and the difference.
+
+        Records inside a metadata transaction take effect with the batch that brings its end. Raises MetadataRecordError
+        for a record that contradicts the state: the log is damaged, and going on would spread it.
+        """
+        builder = _Builder(self)
+        for record in records:
+            builder.add(record)
+        return builder.build(offset=offset, epoch=epoch), builder.delta
+
+    def snapshot_records(self) -> Iterator[r.MetadataRecord]:
+        """Records that rebuild this image from nothing, features first. Equal images give equal sequences."""
+        for name in sorted(self.features, key=lambda name: (name != r.METADATA_VERSION_FEATURE, name)):
+            yield r.FeatureLevelRecord(name=name, feature_level=self.features[name])
+        for _, controller in sorted(self.controllers.items()):
+            yield _controller_record(controller)
+        for _, broker in sorted(self.brokers.items()):
+            yield broker_record(broker)
+        for name in sorted(self.topics):
+            topic = self.topics[name]
+            yield r.TopicRecord(name=name, topic_id=topic.topic_id)
+            for partition_id in sorted(topic.partitions):
+                yield partition_record(topic.topic_id, partition_id, topic.partitions[partition_id])
+        for (kind, resource), values in sorted(self.configs.items()):
+            for name, value in sorted(values.items()):
+                yield r.ConfigRecord(resource_type=kind, resource_name=resource, name=name, value=value)
+        yield from self._access_snapshot()
+        if self.producer_ids is not None:
+            yield self.producer_ids
+        yield from self.transaction or ()
+
+    def _access_snapshot(self) -> Iterator[r.MetadataRecord]:
+        for _, credential in sorted(self.scram.items()):
+            yield credential
+        for _, acl in sorted(self.acls.items()):
+            yield acl
+        for entity in sorted(self.quotas, key=repr):
+            parts = tuple(r.QuotaEntity(entity_type=kind, entity_name=name) for kind, name in entity)
+            for key, value in sorted(self.quotas[entity].items()):
+                yield r.ClientQuotaRecord(entity=parts, key=key, value=value, remove=False)
+        for _, token in sorted(self.tokens.items()):
+            yield token
+
+
+def changed_partition(partition: Partition, change: r.PartitionChangeRecord) -> Partition:
+    """The partition after `change`: its epoch 1 higher, and the leader epoch 1 higher when the change names a leader."""
+    led = change.leader != r.NO_LEADER_CHANGE
+    return Partition(
+        replicas=_either(change.replicas, partition.replicas),
+        isr=_either(change.isr, partition.isr),
+        leader=change.leader if led else partition.leader,
+        leader_epoch=partition.leader_epoch + led,
+        partition_epoch=partition.partition_epoch + 1,
+        adding=_either(change.adding_replicas, partition.adding),
+        removing=_either(change.removing_replicas, partition.removing),
+        directories=_either(change.directories, partition.directories),
+        elr=_either(change.eligible_leader_replicas, partition.elr),
+        last_known_elr=_either(change.last_known_elr, partition.last_known_elr),
+        recovery_state=partition.recovery_state if change.leader_recovery_state < 0 else change.leader_recovery_state,
+    )
+
+
+def difference(old: MetadataImage, new: MetadataImage) -> MetadataDelta:
+    """What differs between two images, whatever lies between them (a snapshot was loaded): costs a pass over both."""
+    delta = MetadataDelta()
+    for name, topic in new.topics.items():
+        before = old.topics.get(name)
+        if before is None or before.topic_id != topic.topic_id:
+            delta.changed_topics.add(name)
+            delta.changed_partitions[name] = set(topic.partitions)
+        elif before is not topic and before.partitions != topic.partitions:
+            delta.changed_topics.add(name)
+            delta.changed_partitions[name] = {p for p, partition in topic.partitions.items() if before.partitions.get(p) != partition}
+    delta.deleted_topics = {topic_id: name for topic_id, name in old.topic_names.items() if topic_id not in new.topic_names}
+    delta.changed_brokers = _changed_keys(old.brokers, new.brokers)
+    delta.changed_configs = _changed_keys(old.configs, new.configs)
+    delta.changed_features = _changed_keys(old.features, new.features)
+    return delta
+
+
+def partition_record(topic_id: TopicId, partition_id: int, partition: Partition) -> r.PartitionRecord:
+    """The record that states all of `partition`."""
+    return r.PartitionRecord(
+        partition_id=partition_id,
+        topic_id=topic_id,
+        replicas=partition.replicas,
+        isr=partition.isr,
+        removing_replicas=partition.removing,
+        adding_replicas=partition.adding,
+        leader=partition.leader,
+        leader_recovery_state=partition.recovery_state,
+        leader_epoch=partition.leader_epoch,
+        partition_epoch=partition.partition_epoch,
+        directories=partition.directories,
+        eligible_leader_replicas=partition.elr or None,
+        last_known_elr=partition.last_known_elr or None,
+    )
+
+
+def broker_record(broker: Broker) -> r.RegisterBrokerRecord:
+    """The record that states all of `broker`."""
+    return r.RegisterBrokerRecord(
+        broker_id=broker.node_id,
+        incarnation_id=broker.incarnation_id,
+        broker_epoch=broker.epoch,
+        end_points=_endpoint_records(broker.endpoints),
+        features=_feature_records(broker.features),
+        rack=broker.rack,
+        fenced=broker.fenced,
+        in_controlled_shutdown=broker.in_controlled_shutdown,
+        log_dirs=broker.directories,
+    )
+
+
+def _controller_record(controller: ControllerRegistration) -> r.RegisterControllerRecord:
+    return r.RegisterControllerRecord(
+        controller_id=controller.node_id,
+        incarnation_id=controller.incarnation_id,
+        end_points=_endpoint_records(controller.endpoints),
+        features=_feature_records(controller.features),
+    )
+
+
+def _endpoint_records(endpoints: Mapping[str, BrokerEndpoint]) -> tuple[r.RecordEndpoint, ...]:
+    return tuple(
+        r.RecordEndpoint(name=name, host=endpoint.host, port=endpoint.port, security_protocol=endpoint.security_protocol)
+        for name, endpoint in endpoints.items()
+    )
+
+
+def _feature_records(features: Mapping[str, FeatureRange]) -> tuple[r.RecordFeature, ...]:
+    return tuple(
+        r.RecordFeature(name=name, min_supported_version=levels.minimum, max_supported_version=levels.maximum) for name, levels in features.items()
+    )
+
+
+def _endpoints(records: Iterable[r.RecordEndpoint]) -> dict[str, BrokerEndpoint]:
+    return {record.name: BrokerEndpoint(record.host, record.port, record.security_protocol) for record in records}
+
+
+def _features(records: Iterable[r.RecordFeature]) -> dict[str, FeatureRange]:
+    return {record.name: FeatureRange(record.min_supported_version, record.max_supported_version) for record in records}
+
+
+def _either(changed: tuple[Value, ...] | None, before: tuple[Value, ...]) -> tuple[Value, ...]:
+    return before if changed is None else changed
+
+
+def _changed_keys(old: Mapping[Key, Any], new: Mapping[Key, Any]) -> set[Key]:
+    if old is new:
+        return set()
+    return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+
+
+class _Builder:
+    """Gathers the changes of one batch: copies each mapping of the image at its first change, and topics one by one."""
+
+    def __init__(self, image: MetadataImage) -> None:
+        self.delta = MetadataDelta()
+        self._image = image
+        self._maps: dict[str, dict[Any, Any]] = {}
+        self._topics: dict[TopicName, Topic] = {}
+        self._partitions: dict[TopicName, dict[int, Partition]] = {}
+        self._removed_topics: set[TopicName] = set()
+        self._names: dict[TopicId, TopicName] = {}
+        self._producer_ids = image.producer_ids
+        self._transaction = None if image.transaction is None else list(image.transaction)
+
+    def build(self, *, offset: Offset, epoch: int) -> MetadataImage:
+        image = self._image
+        changes: dict[str, Any] = dict(self._maps)
+        if self._topics or self._removed_topics:
+            for name, partitions in self._partitions.items():
+                self._topics[name] = Topic(name, self._topics[name].topic_id, partitions)
+            changes["topics"] = image.topics.changed(self._topics, self._removed_topics)
+        if self._names or self.delta.deleted_topics:
+            changes["topic_names"] = image.topic_names.changed(self._names, self.delta.deleted_topics)
+        transaction = None if self._transaction is None else tuple(self._transaction)
+        return dataclasses.replace(image, offset=offset, epoch=epoch, producer_ids=self._producer_ids, transaction=transaction, **changes)
+
+    def add(self, record: r.MetadataRecord) -> None:
+        if isinstance(record, r.BeginTransactionRecord):
+            if self._transaction is not None:
+                raise MetadataRecordError("a metadata transaction begins inside another")
+            self._transaction = [record]
+        elif isinstance(record, r.EndTransactionRecord | r.AbortTransactionRecord):
+            if self._transaction is None:
+                raise MetadataRecordError("a metadata transaction ends that never began")
+            held, self._transaction = self._transaction, None
+            if isinstance(record, r.EndTransactionRecord):
+                for each in held[1:]:
+                    self._apply(each)
+        elif self._transaction is not None:
+            self._transaction.append(record)
+        else:
+            self._apply(record)
+
+    def _apply(self, record: r.MetadataRecord) -> None:
+        _APPLY[type(record)](self, record)
+
+    def _map(self, name: str) -> dict[Any, Any]:
+        if name not in self._maps:
+            self._maps[name] = dict(getattr(self._image, name))
+        return self._maps[name]
+
+    # Brokers and controllers
+
+    def _register_broker(self, record: r.RegisterBrokerRecord) -> None:
+        self._map("brokers")[record.broker_id] = Broker(
+            node_id=record.broker_id,
+            epoch=record.broker_epoch,
+            incarnation_id=record.incarnation_id,
+            endpoints=_endpoints(record.end_points),
+            rack=record.rack,
+            fenced=record.fenced,
+            in_controlled_shutdown=record.in_controlled_shutdown,
+            directories=record.log_dirs,
+            features=_features(record.features),
+        )
+        self.delta.changed_brokers.add(record.broker_id)
+
+    def _unregister_broker(self, record: r.UnregisterBrokerRecord) -> None:
+        self._broker(record.broker_id, record.broker_epoch)
+        del self._map("brokers")[record.broker_id]
+        self.delta.changed_brokers.add(record.broker_id)
+
+    def _change_broker(self, record: r.BrokerRegistrationChangeRecord) -> None:
+        broker = self._broker(record.broker_id, record.broker_epoch)
+        self._map("brokers")[record.broker_id] = dataclasses.replace(
+            broker,
+            fenced=broker.fenced if record.fenced == 0 else record.fenced > 0,
+            in_controlled_shutdown=broker.in_controlled_shutdown or record.in_controlled_shutdown > 0,
+            directories=record.log_dirs or broker.directories,
+        )
+        self.delta.changed_brokers.add(record.broker_id)
+
+    def _fence_broker(self, record: r.FenceBrokerRecord) -> None:
+        self._change_broker(r.BrokerRegistrationChangeRecord(broker_id=record.id, broker_epoch=record.epoch, fenced=1))
+
+    def _unfence_broker(self, record: r.UnfenceBrokerRecord) -> None:
+        self._change_broker(r.BrokerRegistrationChangeRecord(broker_id=record.id, broker_epoch=record.epoch, fenced=-1))
+
+    def _broker(self, node_id: NodeId, epoch: BrokerEpoch) -> Broker:
+        broker: Broker | None = self._map("brokers").get(node_id)
+        if broker is None or broker.epoch != epoch:
+            raise MetadataRecordError(f"a record names broker {node_id} at epoch {epoch}, and it is {broker and broker.epoch}")
+        return broker
+
+    def _register_controller(self, record: r.RegisterControllerRecord) -> None:
+        self._map("controllers")[record.controller_id] = ControllerRegistration(
+            node_id=record.controller_id,
+            incarnation_id=record.incarnation_id,
+            endpoints=_endpoints(record.end_points),
+            features=_features(record.features),
+        )
+
+    def _unregister_controller(self, record: r.UnregisterControllerRecord) -> None:
+        self._map("controllers").pop(record.controller_id, None)
+
+    # Topics and partitions
+
+    def _create_topic(self, record: r.TopicRecord) -> None:
+        if self._topic(record.name) is not None:
+            raise MetadataRecordError(f"topic {record.name!r} is created twice")
+        self._topics[record.name] = Topic(record.name, record.topic_id, {})
+        self._partitions[record.name] = {}
+        self._names[record.topic_id] = record.name
+        self.delta.changed_topics.add(record.name)
+        self.delta.changed_partitions[record.name] = set()
+
+    def _remove_topic(self, record: r.RemoveTopicRecord) -> None:
+        name = self._name(record.topic_id)
+        self._topics.pop(name, None)
+        self._partitions.pop(name, None)
+        self._names.pop(record.topic_id, None)
+        self._removed_topics.add(name)
+        self.delta.changed_topics.discard(name)
+        self.delta.changed_partitions.pop(name, None)
+        self.delta.deleted_topics[record.topic_id] = name
+        resource = (r.RESOURCE_TOPIC, name)
+        if resource in self._maps.get("configs", self._image.configs):
+            del self._map("configs")[resource]
+            self.delta.changed_configs.add(resource)
+
+    def _set_partition(self, record: r.PartitionRecord) -> None:
+        self._changing(record.topic_id, record.partition_id)[record.partition_id] = Partition(
+            replicas=record.replicas,
+            isr=record.isr,
+            leader=record.leader,
+            leader_epoch=record.leader_epoch,
+            partition_epoch=record.partition_epoch,
+            adding=record.adding_replicas,
+            removing=record.removing_replicas,
+            directories=record.directories or (DIRECTORY_MIGRATING,) * len(record.replicas),
+            elr=record.eligible_leader_replicas or (),
+            last_known_elr=record.last_known_elr or (),
+            recovery_state=record.leader_recovery_state,
+        )
+
+    def _change_partition(self, record: r.PartitionChangeRecord) -> None:
+        partitions = self._changing(record.topic_id, record.partition_id)
+        before = partitions.get(record.partition_id)
+        if before is None:
+            raise MetadataRecordError(f"partition {record.partition_id} of topic {record.topic_id} changes but does not exist")
+        partitions[record.partition_id] = changed_partition(before, record)
+
+    def _clear_elr(self, record: r.ClearElrRecord) -> None:
+        names = [record.topic_name] if record.topic_name else [*self._image.topics.keys(), *self._topics]
+        for name in dict.fromkeys(names):
+            topic = self._topic(name)
+            for partition_id, partition in ({} if topic is None else dict(self._partitions.get(name, topic.partitions))).items():
+                if topic is not None and (partition.elr or partition.last_known_elr):
+                    change = r.PartitionChangeRecord(
+                        partition_id=partition_id, topic_id=topic.topic_id, eligible_leader_replicas=(), last_known_elr=()
+                    )
+                    self._change_partition(change)
+
+    def _topic(self, name: TopicName) -> Topic | None:
+        if name in self._topics:
+            return self._topics[name]
+        if name in self._removed_topics:
+            return None
+        topic: Topic | None = self._image.topics.get(name)
+        return topic
+
+    def _name(self, topic_id: TopicId) -> TopicName:
+        name = self._names.get(topic_id)
+        if name is None and topic_id not in self.delta.deleted_topics:
+            name = self._image.topic_names.get(topic_id)
+        if name is None:
+            raise MetadataRecordError(f"a record names topic {topic_id}, which does not exist")
+        return name
+
+    def _changing(self, topic_id: TopicId, partition_id: int) -> dict[int, Partition]:
+        """The partitions of a topic as this batch may change them; notes the change."""
+        name = self._name(topic_id)
+        if name not in self._partitions:
+            topic = self._image.topics[name]
+            self._topics[name] = topic
+            self._partitions[name] = dict(topic.partitions)
+            self.delta.changed_topics.add(name)
+            self.delta.changed_partitions[name] = set()
+        self.delta.changed_partitions[name].add(partition_id)
+        return self._partitions[name]
+
+    # All the rest
+
+    def _set_config(self, record: r.ConfigRecord) -> None:
+        resource = (record.resource_type, record.resource_name)
+        configs = self._map("configs")
+        values = dict(configs.get(resource, EMPTY))
+        if record.value is None:
+            values.pop(record.name, None)
+        else:
+            values[record.name] = record.value
+        if values:
+            configs[resource] = values
+        else:
+            configs.pop(resource, None)
+        self.delta.changed_configs.add(resource)
+
+    def _set_feature(self, record: r.FeatureLevelRecord) -> None:
+        if record.name == r.METADATA_VERSION_FEATURE and record.feature_level > r.METADATA_VERSION:
+            raise MetadataRecordError(f"the log needs metadata.version {record.feature_level}; this release reads up to {r.METADATA_VERSION}")
+        if record.feature_level == 0:
+            self._map("features").pop(record.name, None)
+        else:
+            self._map("features")[record.name] = record.feature_level
+        self.delta.changed_features.add(record.name)
+
+    def _set_producer_ids(self, record: r.ProducerIdsRecord) -> None:
+        self._producer_ids = record
+
+    def _set_acl(self, record: r.AccessControlEntryRecord) -> None:
+        self._map("acls")[record.id] = record
+
+    def _remove_acl(self, record: r.RemoveAccessControlEntryRecord) -> None:
+        self._map("acls").pop(record.id, None)
+
+    def _set_scram(self, record: r.UserScramCredentialRecord) -> None:
+        self._map("scram")[record.name, record.mechanism] = record
+
+    def _remove_scram(self, record: r.RemoveUserScramCredentialRecord) -> None:
+        self._map("scram").pop((record.name, record.mechanism), None)
+
+    def _set_token(self, record: r.DelegationTokenRecord) -> None:
+        self._map("tokens")[record.token_id] = record
+
+    def _remove_token(self, record: r.RemoveDelegationTokenRecord) -> None:
+        self._map("tokens").pop(record.token_id, None)
+
+    def _set_quota(self, record: r.ClientQuotaRecord) -> None:
+        entity = tuple((part.entity_type, part.entity_name) for part in record.entity)
+        values = dict(self._map("quotas").get(entity, EMPTY))
+        if record.remove:
+            values.pop(record.key, None)
+        else:
+            values[record.key] = record.value
+        if values:
+            self._map("quotas")[entity] = values
+        else:
+            self._map("quotas").pop(entity, None)
+
+    def _ignore(self, record: r.MetadataRecord) -> None:
+        pass
+
+
+_APPLY: Final[Mapping[type[r.MetadataRecord], Callable[[_Builder, Any], None]]] = {
+    r.RegisterBrokerRecord: _Builder._register_broker,
+    r.UnregisterBrokerRecord: _Builder._unregister_broker,
+    r.TopicRecord: _Builder._create_topic,
+    r.PartitionRecord: _Builder._set_partition,
+    r.ConfigRecord: _Builder._set_config,
+    r.PartitionChangeRecord: _Builder._change_partition,
+    r.FenceBrokerRecord: _Builder._fence_broker,
+    r.UnfenceBrokerRecord: _Builder._unfence_broker,
+    r.RemoveTopicRecord: _Builder._remove_topic,
+    r.DelegationTokenRecord: _Builder._set_token,
+    r.UserScramCredentialRecord: _Builder._set_scram,
+    r.FeatureLevelRecord: _Builder._set_feature,
+    r.ClientQuotaRecord: _Builder._set_quota,
+    r.ProducerIdsRecord: _Builder._set_producer_ids,
+    r.BrokerRegistrationChangeRecord: _Builder._change_broker,
+    r.AccessControlEntryRecord: _Builder._set_acl,
+    r.RemoveAccessControlEntryRecord: _Builder._remove_acl,
+    r.NoOpRecord: _Builder._ignore,
+    r.ZkMigrationStateRecord: _Builder._ignore,
+    r.RemoveUserScramCredentialRecord: _Builder._remove_scram,
+    r.RemoveDelegationTokenRecord: _Builder._remove_token,
+    r.RegisterControllerRecord: _Builder._register_controller,
+    r.ClearElrRecord: _Builder._clear_elr,
+    r.UnregisterControllerRecord: _Builder._unregister_controller,
+}
