@@ -46,8 +46,15 @@ __all__ = [
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-NO_TOPICS: Final[PersistentMap[TopicName, Topic]] = PersistentMap()
-NO_TOPIC_NAMES: Final[PersistentMap[TopicId, TopicName]] = PersistentMap()
+NOTHING: Final[PersistentMap[Any, Any]] = PersistentMap()
+
+
+def _empty() -> Any:
+    return dataclasses.field(default_factory=lambda: EMPTY)
+
+
+def _nothing() -> Any:
+    return dataclasses.field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +63,17 @@ class MetadataImage:
 
     offset: Offset = 0
     epoch: int = 0
-    brokers: Mapping[NodeId, Broker] = EMPTY
-    controllers: Mapping[NodeId, ControllerRegistration] = EMPTY
-    topics: PersistentMap[TopicName, Topic] = NO_TOPICS
-    topic_names: PersistentMap[TopicId, TopicName] = NO_TOPIC_NAMES
-    configs: Mapping[ConfigResource, Mapping[str, str]] = EMPTY
-    features: Mapping[str, int] = EMPTY
+    brokers: Mapping[NodeId, Broker] = _empty()
+    controllers: Mapping[NodeId, ControllerRegistration] = _empty()
+    topics: PersistentMap[TopicName, Topic] = _nothing()
+    topic_names: PersistentMap[TopicId, TopicName] = _nothing()
+    configs: Mapping[ConfigResource, Mapping[str, str]] = _empty()
+    features: Mapping[str, int] = _empty()
     producer_ids: r.ProducerIdsRecord | None = None
-    acls: Mapping[uuid.UUID, r.AccessControlEntryRecord] = EMPTY
-    scram: Mapping[tuple[str, int], r.UserScramCredentialRecord] = EMPTY
-    quotas: Mapping[QuotaEntity, Mapping[str, float]] = EMPTY
-    tokens: Mapping[str, r.DelegationTokenRecord] = EMPTY
+    acls: Mapping[uuid.UUID, r.AccessControlEntryRecord] = _empty()
+    scram: Mapping[tuple[str, int], r.UserScramCredentialRecord] = _empty()
+    quotas: Mapping[QuotaEntity, Mapping[str, float]] = _empty()
+    tokens: Mapping[str, r.DelegationTokenRecord] = _empty()
     transaction: tuple[r.MetadataRecord, ...] | None = None  # Begun but not ended: held back, begin included.
 
     def partition(self, tp: TopicPartition | tuple[TopicName, int]) -> Partition | None:
