@@ -11,6 +11,7 @@ import dataclasses
 import struct
 import uuid
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from raftlog.errors import RaftlogError
@@ -19,6 +20,7 @@ Reader: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
 Writer: TypeAlias = Callable[[bytearray, Any], None]
 
 VARINT_BYTES_MAX: Final = 5
+UUIDS_CACHED_MAX: Final = 4096  # The partitions of a topic share its id, and most replicas a few directory ids.
 
 
 class MetadataRecordError(RaftlogError):
@@ -110,6 +112,8 @@ def _codec(kind: str | type, *, version: int, nullable: bool) -> tuple[Reader, W
         return _array(plan.read, plan.write, nullable=nullable)
     if kind.startswith("[]"):
         read, write = _codec(kind[2:], version=version, nullable=False)
+        if kind == "[]int32":
+            return _read_int32s(nullable=nullable), _array(read, write, nullable=nullable)[1]
         return _array(read, write, nullable=nullable)
     if kind == "string":
         return (_read_nullable_string, _write_nullable_string) if nullable else (_read_string, _write_string)
@@ -194,8 +198,13 @@ def _write_nullable_string(out: bytearray, value: str | None) -> None:
         _write_bytes(out, value.encode())
 
 
+@lru_cache(maxsize=UUIDS_CACHED_MAX)
+def _uuid(content: bytes) -> uuid.UUID:
+    return uuid.UUID(bytes=content)
+
+
 def _read_uuid(data: bytes, position: int) -> tuple[uuid.UUID, int]:
-    return uuid.UUID(bytes=data[position : position + 16]), position + 16
+    return _uuid(data[position : position + 16]), position + 16
 
 
 def _write_uuid(out: bytearray, value: uuid.UUID) -> None:
@@ -226,6 +235,25 @@ def _array(read_item: Reader, write_item: Writer, *, nullable: bool) -> tuple[Re
             write_item(out, item)
 
     return read, write
+
+
+def _read_int32s(*, nullable: bool) -> Reader:
+    """As `_array` of int32, in one step: replicas and ISRs are most of what a large log holds."""
+    layouts = tuple(struct.Struct(f">{length}i") for length in range(8))
+
+    def read(data: bytes, position: int) -> tuple[Any, int]:
+        length, position = read_uvarint(data, position)
+        if length == 0:
+            if nullable:
+                return None, position
+            raise MetadataRecordError("an array that cannot be null is null")
+        count = length - 1
+        if 4 * count > len(data) - position:
+            raise MetadataRecordError("an array runs over the end of the record")
+        layout = layouts[count] if count < len(layouts) else struct.Struct(f">{count}i")
+        return layout.unpack_from(data, position), position + layout.size
+
+    return read
 
 
 _PRIMITIVES: Final[Mapping[str, tuple[Reader, Writer]]] = {

@@ -65,8 +65,8 @@ class MetadataImage:
     epoch: int = 0
     brokers: Mapping[NodeId, Broker] = _empty()
     controllers: Mapping[NodeId, ControllerRegistration] = _empty()
-    topics: PersistentMap[TopicName, Topic] = _nothing()
-    topic_names: PersistentMap[TopicId, TopicName] = _nothing()
+    topics: PersistentMap[TopicName, Topic] = _nothing()  # noqa: RUF009  Makes a field.
+    topic_names: PersistentMap[TopicId, TopicName] = _nothing()  # noqa: RUF009  Makes a field.
     configs: Mapping[ConfigResource, Mapping[str, str]] = _empty()
     features: Mapping[str, int] = _empty()
     producer_ids: r.ProducerIdsRecord | None = None
