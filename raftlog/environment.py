@@ -36,7 +36,7 @@ class File(Protocol):
     def read_at(self, offset: int, size_bytes: int) -> bytes:
         """Up to `size_bytes` bytes from byte `offset`; fewer only at the end of the file. May block on a cold disk."""
 
-    def read_at_cached(self, offset: int, size_bytes: int) -> bytes | None:
+    def read_at_cached(self, offset: int, size_bytes: int) -> Buffer | None:
         """As `read_at`, but None where it would have to wait for the disk (RWF_NOWAIT)."""
 
     async def read_at_cold(self, offset: int, size_bytes: int) -> bytes:

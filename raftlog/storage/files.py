@@ -1,0 +1,250 @@
+"""The production `environment.Files`: the operating system's files. The only module that opens one.
+
+Reads of the data path try the page cache first (`preadv` with RWF_NOWAIT) and leave the disk to aiofiles' threads; writes
+go to the page cache, so they don't wait for the disk either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiofiles.ospath import wrap
+
+from raftlog.environment import Buffer
+from raftlog.errors import StorageError
+
+_RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux only; elsewhere a cached read may block.
+_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+
+# What a file system without RWF_NOWAIT, or one whose page is not there, answers.
+_WOULD_WAIT: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+_fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+
+
+def _failure(verb: str, path: str, error: OSError) -> StorageError:
+    return StorageError(f"can't {verb} {path}: {error.strerror or error}")
+
+
+class OsFile:
+    """One open file; see `environment.File`."""
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        try:
+            written = os.pwritev(self._fd, buffers, offset)
+        except OSError as error:
+            raise _failure("write", self._path, error) from error
+        expected = sum(memoryview(buffer).nbytes for buffer in buffers)
+        if written != expected:
+            self._write_rest(offset + written, b"".join(buffers)[written:])
+
+    def _write_rest(self, offset: int, rest: bytes) -> None:
+        """Finish a short write: a signal, or a nearly full disk, which then says so."""
+        while rest:
+            try:
+                written = os.pwrite(self._fd, rest, offset)
+            except OSError as error:
+                raise _failure("write", self._path, error) from error
+            if written == 0:
+                raise StorageError(f"can't write {self._path}: short write")
+            offset += written
+            rest = rest[written:]
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        try:
+            data = os.pread(self._fd, size_bytes, offset)
+            while 0 < len(data) < size_bytes:
+                more = os.pread(self._fd, size_bytes - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise _failure("read", self._path, error) from error
+        return data
+
+    def read_at_cached(self, offset: int, size_bytes: int) -> Buffer | None:
+        if _RWF_NOWAIT is None:
+            return self.read_at(offset, size_bytes)
+        buffer = bytearray(size_bytes)
+        try:
+            size = os.preadv(self._fd, (buffer,), offset, _RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _WOULD_WAIT:
+                return None
+            raise _failure("read", self._path, error) from error
+        if size == size_bytes:
+            return buffer  # Not made bytes: that would copy it once more.
+        if offset + size < self.size():
+            return None  # The rest is not in the page cache.
+        del buffer[size:]
+        return buffer
+
+    def _duplicate(self) -> OsFile:
+        """For a thread: this file may be closed, and its descriptor taken by another, before the thread is done."""
+        try:
+            return OsFile(self._path, os.dup(self._fd))
+        except OSError as error:
+            raise _failure("open", self._path, error) from error
+
+    async def read_at_cold(self, offset: int, size_bytes: int) -> bytes:
+        copy = self._duplicate()
+        try:
+            data: bytes = await _read_later(copy, offset, size_bytes)
+            return data
+        finally:
+            copy.close()
+
+    def truncate(self, size_bytes: int) -> None:
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            raise _failure("truncate", self._path, error) from error
+
+    def sync(self) -> None:
+        try:
+            _fdatasync(self._fd)
+        except OSError as error:
+            raise _failure("sync", self._path, error) from error
+
+    async def sync_later(self) -> None:
+        copy = self._duplicate()
+        try:
+            await _sync_later(copy)
+        finally:
+            copy.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+_read_later: Final = wrap(OsFile.read_at)
+_sync_later: Final = wrap(OsFile.sync)
+
+
+class OsFiles:
+    """The operating system's files; see `environment.Files`."""
+
+    def open(self, path: str, *, create: bool = False) -> OsFile:
+        flags = os.O_RDWR | _CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            return OsFile(path, os.open(path, flags, 0o644))
+        except OSError as error:
+            raise _failure("open", path, error) from error
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def list(self, path: str) -> list[str]:
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _failure("list", path, error) from error
+
+    def make_directory(self, path: str) -> None:
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise _failure("create directory", path, error) from error
+
+    def rename(self, source: str, target: str) -> None:
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            raise _failure("rename", source, error) from error
+
+    def remove(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _failure("remove", path, error) from error
+
+    def remove_tree(self, path: str) -> None:
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _failure("remove", path, error) from error
+
+    def sync_directory(self, path: str) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | _CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _failure("sync directory", path, error) from error
+
+    def read(self, path: str) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise _failure("read", path, error) from error
+
+    def replace(self, path: str, content: bytes) -> None:
+        temporary = path + ".tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise _failure("write", path, error) from error
+        self.sync_directory(os.path.dirname(path) or ".")
+
+    async def replace_later(self, path: str, content: bytes) -> None:
+        await _replace_later(self, path, content)
+
+    def lock(self, path: str) -> Callable[[], None]:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o644)
+        except OSError as error:
+            raise _failure("open", path, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise StorageError(f"{path} is locked: another node uses this directory") from None
+            raise _failure("lock", path, error) from error
+        return lambda: os.close(fd)
+
+
+_replace_later: Final = wrap(OsFiles.replace)
+
+
+def raise_open_files_limit() -> int:
+    """Lift this process's soft limit of open files to the hard one, as the JVM does; returns what it is now."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
