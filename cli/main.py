@@ -1,9 +1,94 @@
-"""Entry point of the `raftlog` command."""
+"""Entry point of the `raftlog` command: puts the families together and keeps every failure to one line.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 cluster unreachable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+from . import cluster, consume, groups, produce, quorum, start, topics, up
+from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError
+from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
+
+app = typer.Typer(
+    name="raftlog",
+    help="A Kafka cluster that pip install brings: start one, and talk to it or to any other Kafka cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+up.register(app)
+start.register(app)
+app.add_typer(quorum.app, name="quorum")
+app.add_typer(topics.app, name="topics")
+produce.register(app)
+consume.register(app)
+app.add_typer(groups.app, name="groups")
+app.add_typer(cluster.app, name="cluster")
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    bootstrap_server: BootstrapOption = None,
+    as_json: JsonOption = False,
+    timeout_s: TimeoutOption = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.", hidden=True)] = False,
+) -> None:
+    context.obj = Defaults(bootstrap_server, as_json, timeout_s)
 
 
 def main() -> None:
-    app()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit status. Whatever goes wrong is one line on stderr, unless --traceback is given."""
+    try:
+        status = app(args=arguments, prog_name="raftlog", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # The reader of a pipe went away, as `head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--traceback" in arguments:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Print the line for an error; returns the exit status."""
+    if isinstance(error, CliError):
+        _complain(str(error))
+        return error.exit_code
+    format_message = getattr(error, "format_message", None)  # Typer's own usage errors, whichever click is behind them.
+    if format_message is not None:
+        context = getattr(error, "ctx", None)
+        message = format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message, file=sys.stderr)
+        else:
+            _complain(message.rstrip(".") + (f" (see {context.command_path} --help)" if context is not None else ""))
+        return EXIT_USAGE
+    if type(error).__name__ == "Abort":
+        return EXIT_INTERRUPTED
+    from raftlog.errors import RaftlogError
+
+    if isinstance(error, (RaftlogError, OSError)):
+        _complain(str(error))
+    else:
+        _complain(f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)")
+    return EXIT_FAILED
+
+
+def _complain(message: str) -> None:
+    print("raftlog: " + " ".join(message.split()), file=sys.stderr)
