@@ -157,7 +157,8 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[
 def make_session(defaults: Defaults | None, bootstrap_server: str | None, as_json: bool, timeout_s: float | None) -> Session:
     """The options given after the command, else those before it, else the environment's, else the defaults."""
     defaults = defaults or Defaults()
-    servers = bootstrap_server or defaults.bootstrap_servers or os.environ.get(BOOTSTRAP_VARIABLE) or BOOTSTRAP_DEFAULT
+    choices = (bootstrap_server, defaults.bootstrap_servers, os.environ.get(BOOTSTRAP_VARIABLE), BOOTSTRAP_DEFAULT)
+    servers = next(choice for choice in choices if choice is not None)
     seconds = timeout_s if timeout_s is not None else defaults.timeout_s
     parse_servers(servers)
     return Session(servers, as_json or defaults.as_json, TIMEOUT_S_DEFAULT if seconds is None else seconds)

@@ -21,9 +21,10 @@ def start(
     overrides: SetOption = None,
 ) -> int:
     """Run one node from its .properties file until it is told to stop (Ctrl-C or SIGTERM)."""
+    settings = parse_settings(overrides)
     from raftlog.server import run
 
-    return run.main(config, overrides=parse_settings(overrides))
+    return run.main(config, overrides=settings)
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, str]:
