@@ -89,7 +89,7 @@ class StructPlan:
         self.entity = entity
         self._owner = owner
         self._path = path
-        specs = [_FieldSpec(field, owner, path, flexible=entity.__flexible__) for field in dataclasses.fields(entity)]
+        specs = [FieldSpec(field, owner, path, flexible=entity.__flexible__) for field in dataclasses.fields(entity)]
         self._specs = {spec.name: spec for spec in specs}
         self.names = frozenset(self._specs)
         self._order = tuple(self._specs)
@@ -98,6 +98,11 @@ class StructPlan:
         self._writers = tuple((spec.name, spec.write, spec.default_to_write) for spec in specs if spec.tag is None)
         self._tags = sorted((spec.tag, spec.name, spec.write, spec.encoded_default()) for spec in specs if spec.tag is not None)
         self._fields_type: type[Fields] = type("Fields", (Fields,), {"_family": owner, "_path": path})
+
+    @property
+    def specs(self) -> Mapping[str, FieldSpec]:
+        """Its fields by name, in the schema's order."""
+        return self._specs
 
     def descend(self, path: Path) -> StructPlan | None:
         plan: StructPlan | None = self
@@ -156,19 +161,19 @@ class StructPlan:
             self._owner.default_of(self._path, name)
 
 
-class _FieldSpec:
+class FieldSpec:
     """One field of a structure: its type taken apart, its converter (None: as it is) and its writer."""
 
     def __init__(self, field: dataclasses.Field[Any], owner: Family, path: Path, *, flexible: bool) -> None:
         self.name = field.name
         self.tag: int | None = field.metadata.get("tag")
         self._default = field.default
-        kind, self._is_nullable = _without_none(field.type)
-        self._is_array = typing.get_origin(kind) is tuple
-        if self._is_array:
+        kind, self.is_nullable = _without_none(field.type)
+        self.is_array = typing.get_origin(kind) is tuple
+        if self.is_array:
             kind, _ = _without_none(typing.get_args(kind)[0])
         self.struct: StructPlan | None = None
-        self._kafka_type = field.metadata.get("kafka_type", "struct")
+        self.kafka_type: str = field.metadata.get("kafka_type", "struct")
         if dataclasses.is_dataclass(kind):
             self.struct = StructPlan(typing.cast(type[Any], kind), owner, (*path, field.name))
         self.convert = self._converter()
@@ -179,11 +184,11 @@ class _FieldSpec:
         one: Callable[[Any], Any] | None
         if self.struct is not None:
             one = self.struct.to_fields
-            if self._is_nullable and not self._is_array:
+            if self.is_nullable and not self.is_array:
                 return functools.partial(_convert_nullable, one)
         else:
-            one = _CONVERTERS.get(self._kafka_type)
-        if one is None or not self._is_array:
+            one = _CONVERTERS.get(self.kafka_type)
+        if one is None or not self.is_array:
             return one
         return functools.partial(_convert_array, one)
 
@@ -191,13 +196,13 @@ class _FieldSpec:
         write: Writer
         if self.struct is not None:
             write = self.struct.write
-            if self._is_nullable and not self._is_array and self.tag is None:
+            if self.is_nullable and not self.is_array and self.tag is None:
                 write = functools.partial(_write_nullable_struct, write)
         else:
-            write = _primitive_writer(self._kafka_type, flexible=flexible, nullable=self._is_nullable and not self._is_array)
-        if not self._is_array:
+            write = _primitive_writer(self.kafka_type, flexible=flexible, nullable=self.is_nullable and not self.is_array)
+        if not self.is_array:
             return write
-        return functools.partial(_write_compact_array if flexible else _write_array, write, self._is_nullable)
+        return functools.partial(_write_compact_array if flexible else _write_array, write, self.is_nullable)
 
     def _plain_default(self) -> Any:
         """kio's default as a plain value; `_MISSING` when the schema gives none."""
@@ -210,20 +215,20 @@ class _FieldSpec:
         default = self._plain_default()
         if default is not _MISSING:
             return default
-        if self._is_array:
+        if self.is_array:
             return ()
-        if self._is_nullable:
+        if self.is_nullable:
             return None
-        return {} if self.struct is not None else _IMPLICIT_DEFAULTS.get(self._kafka_type, 0)
+        return {} if self.struct is not None else _IMPLICIT_DEFAULTS.get(self.kafka_type, 0)
 
     def default_when_absent(self) -> Any:
         """What a handler sees in a message whose version lacks this field."""
         default = self._plain_default()
         if default is not _MISSING:
             return default
-        if self._is_array:
+        if self.is_array:
             return ()
-        return NO_UUID if self._kafka_type == "uuid" else None
+        return NO_UUID if self.kafka_type == "uuid" else None
 
     def encoded_default(self) -> bytes:
         if self.default_to_write is None:
