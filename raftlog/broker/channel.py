@@ -87,7 +87,6 @@ class ControllerChannel:
             if left_ms <= 0 or self._closed:
                 raise RequestTimedOut(f"no active controller answered within {timeout_ms} ms: {problem}")
             self._changed.clear()
-            peer: PeerConnection | None = None
             try:
                 peer = await self._connected()
                 answer = await peer.request(api_key, fields, version=version, timeout_ms=min(left_ms, TRY_TIMEOUT_MS))
@@ -98,10 +97,6 @@ class ControllerChannel:
             except PeerUnreachable as error:
                 problem = str(error)
                 self._turn += 1
-            except RequestTimedOut as error:
-                problem = str(error)
-                if peer is not None:
-                    self._drop(peer)
             await self._pause(min(pause_ms, max(left_ms, 1)))
             pause_ms = min(2 * pause_ms, RETRY_PAUSE_MS_MAX)
 

@@ -1,0 +1,157 @@
+"""DescribeConfigs: the configuration of topics and of this broker, each value with where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from raftlog.broker.metadata import MetadataFollower
+from raftlog.config import FIELDS, Settings
+from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition
+from raftlog.ids import TopicName
+from raftlog.network.connection import RequestContext
+from raftlog.protocol.apis import ApiKey
+from raftlog.protocol.messages import Fields
+from raftlog.server.router import Handler
+from raftlog.topic_config import DEFINITIONS
+
+TOPIC: Final = 2  # Resource types.
+BROKER: Final = 4
+
+SOURCE_TOPIC: Final = 1  # Sources of a value, the strongest first.
+SOURCE_DYNAMIC_BROKER: Final = 2
+SOURCE_DYNAMIC_DEFAULT_BROKER: Final = 3
+SOURCE_STATIC_BROKER: Final = 4
+SOURCE_DEFAULT: Final = 5
+
+TYPE_BOOLEAN: Final = 1
+TYPE_STRING: Final = 2
+TYPE_INT: Final = 3
+TYPE_LONG: Final = 5
+TYPE_LIST: Final = 7
+INT32_MAX: Final = 2**31 - 1
+
+_TYPES: Final = {"bool": TYPE_BOOLEAN, "int": TYPE_INT}
+
+
+class ConfigHandlers:
+    """Reads the image and this broker's settings; a request for another broker's configuration is refused, as in Kafka."""
+
+    def __init__(self, settings: Settings, *, metadata: MetadataFollower) -> None:
+        self._settings = settings
+        self._metadata = metadata
+
+    def handlers(self) -> Mapping[int, Handler]:
+        return {ApiKey.DESCRIBE_CONFIGS: self.describe_configs}
+
+    def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        """Answer DescribeConfigs v1-v4 (key 32) for topics and this broker. Source: KIP-133, KIP-226, KIP-569."""
+        results = []
+        for resource in request.resources:
+            result: dict[str, Any] = {"resource_type": resource.resource_type, "resource_name": resource.resource_name, "configs": []}
+            try:
+                wanted = set(resource.configuration_keys or ())
+                result["configs"] = [
+                    self._presented(config, request)
+                    for config in self._configs(resource.resource_type, resource.resource_name)
+                    if not wanted or config["name"] in wanted
+                ]
+            except ApiError as error:
+                result |= {"error_code": error.code, "error_message": str(error)}
+            results.append(result)
+        return {"results": results}
+
+    def _configs(self, kind: int, name: str) -> Iterator[dict[str, Any]]:
+        if kind == TOPIC:
+            if name not in self._metadata.image.topics:
+                raise UnknownTopicOrPartition(f"no topic {name!r}")
+            return self._of_topic(name)
+        if kind == BROKER:
+            if name == "":
+                return self._of_all_brokers()
+            if name != str(self._settings.node_id):
+                raise InvalidRequest(f"Unexpected broker id, expected {self._settings.node_id} or empty string, but received {name}")
+            return self._of_this_broker()
+        raise InvalidRequest(f"Unsupported resource type: {kind}")
+
+    def _of_topic(self, topic: TopicName) -> Iterator[dict[str, Any]]:
+        overrides = self._metadata.image.topic_configs(topic)
+        for name, definition in DEFINITIONS.items():
+            synonyms = list(self._broker_synonyms(definition.synonym))
+            if name in overrides:
+                synonyms.insert(0, {"name": name, "value": overrides[name], "source": SOURCE_TOPIC})
+            yield {
+                "name": name,
+                "synonyms": synonyms,
+                "read_only": False,
+                "documentation": definition.doc,
+                "config_type": _number_type(definition.kind.__name__, definition.maximum),
+            }
+
+    def _of_this_broker(self) -> Iterator[dict[str, Any]]:
+        for name, field in FIELDS.items():
+            yield {
+                "name": name,
+                "synonyms": list(self._broker_synonyms(name)),
+                "read_only": True,  # No broker setting takes effect without a restart so far.
+                "documentation": field.metadata["doc"],
+                "config_type": _number_type(str(field.type), field.metadata["maximum"]),
+            }
+
+    def _of_all_brokers(self) -> Iterator[dict[str, Any]]:
+        for name, value in self._metadata.image.configs.get((BROKER, ""), {}).items():
+            yield {
+                "name": name,
+                "synonyms": [{"name": name, "value": value, "source": SOURCE_DYNAMIC_DEFAULT_BROKER}],
+                "read_only": False,
+                "documentation": FIELDS[name].metadata["doc"] if name in FIELDS else None,
+                "config_type": TYPE_STRING,
+            }
+
+    def _broker_synonyms(self, name: str) -> Iterator[dict[str, Any]]:
+        """The values of a broker setting, the one in force first."""
+        configs = self._metadata.image.configs
+        own, common = configs.get((BROKER, str(self._settings.node_id)), {}), configs.get((BROKER, ""), {})
+        if name in own:
+            yield {"name": name, "value": own[name], "source": SOURCE_DYNAMIC_BROKER}
+        if name in common:
+            yield {"name": name, "value": common[name], "source": SOURCE_DYNAMIC_DEFAULT_BROKER}
+        field = FIELDS[name]
+        value = getattr(self._settings, field.name)
+        if value != field.default:
+            yield {"name": name, "value": text_of(value), "source": SOURCE_STATIC_BROKER}
+        if field.default is not dataclasses.MISSING:
+            yield {"name": name, "value": text_of(field.default), "source": SOURCE_DEFAULT}
+
+    @staticmethod
+    def _presented(config: dict[str, Any], request: Fields) -> dict[str, Any]:
+        """The response's entry: its value is that of the first synonym."""
+        first = config["synonyms"][0]
+        return {
+            **config,
+            "value": first["value"],
+            "config_source": first["source"],
+            "is_sensitive": False,
+            "synonyms": config["synonyms"] if request.include_synonyms else [],
+            "documentation": config["documentation"] if request.include_documentation else None,
+        }
+
+
+def text_of(value: Any) -> str | None:
+    """A setting's value as Kafka writes it."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value)
+
+
+def _number_type(kind: str, maximum: float | None) -> int:
+    if kind.startswith("tuple"):
+        return TYPE_LIST
+    if kind == "int" and (maximum is None or maximum > INT32_MAX):
+        return TYPE_LONG
+    return _TYPES.get(kind, TYPE_STRING)
