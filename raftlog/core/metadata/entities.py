@@ -99,6 +99,14 @@ class Topic:
     partitions: Mapping[int, Partition]
 
 
+class BrokerLoad(NamedTuple):
+    """How many partitions a broker leads, would lead by preference, and has a replica of."""
+
+    leading: int = 0
+    preferred: int = 0
+    replicas: int = 0
+
+
 @dataclass(slots=True)
 class MetadataDelta:
     """What a batch (or a snapshot, compared to the image before it) changed. `deleted_topics` holds the old ids.

@@ -18,6 +18,7 @@ from raftlog.core.metadata.entities import (
     EMPTY,
     Broker,
     BrokerEndpoint,
+    BrokerLoad,
     ConfigResource,
     ControllerRegistration,
     FeatureRange,
@@ -33,6 +34,7 @@ from raftlog.ids import DIRECTORY_MIGRATING, BrokerEpoch, NodeId, Offset, Produc
 __all__ = [
     "Broker",
     "BrokerEndpoint",
+    "BrokerLoad",
     "ControllerRegistration",
     "FeatureRange",
     "MetadataDelta",
@@ -47,6 +49,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 NOTHING: Final[PersistentMap[Any, Any]] = PersistentMap()
+NO_LOAD: Final = BrokerLoad()
 
 
 def _empty() -> Any:
@@ -75,6 +78,7 @@ class MetadataImage:
     quotas: Mapping[QuotaEntity, Mapping[str, float]] = _empty()
     tokens: Mapping[str, r.DelegationTokenRecord] = _empty()
     transaction: tuple[r.MetadataRecord, ...] | None = None  # Begun but not ended: held back, begin included.
+    loads: Mapping[NodeId, BrokerLoad] = _empty()  # Follows from `topics`; nodes with nothing are absent.
 
     def partition(self, tp: TopicPartition | tuple[TopicName, int]) -> Partition | None:
         topic = self.topics.get(tp[0])
@@ -83,6 +87,9 @@ class MetadataImage:
     def topic_by_id(self, topic_id: TopicId) -> Topic | None:
         name = self.topic_names.get(topic_id)
         return None if name is None else self.topics[name]
+
+    def load(self, node_id: NodeId) -> BrokerLoad:
+        return self.loads.get(node_id, NO_LOAD)
 
     def topic_configs(self, name: TopicName) -> Mapping[str, str]:
         """The topic's overrides; empty when it has none."""
@@ -272,6 +279,7 @@ class _Builder:
         self._names: dict[TopicId, TopicName] = {}
         self._producer_ids = image.producer_ids
         self._transaction = None if image.transaction is None else list(image.transaction)
+        self._load_changes: dict[NodeId, list[int]] = {}
 
     def build(self, *, offset: Offset, epoch: int) -> MetadataImage:
         image = self._image
@@ -282,8 +290,33 @@ class _Builder:
             changes["topics"] = image.topics.changed(self._topics, self._removed_topics)
         if self._names or self.delta.deleted_topics:
             changes["topic_names"] = image.topic_names.changed(self._names, self.delta.deleted_topics)
+        if self._load_changes:
+            changes["loads"] = self._loads()
         transaction = None if self._transaction is None else tuple(self._transaction)
         return dataclasses.replace(image, offset=offset, epoch=epoch, producer_ids=self._producer_ids, transaction=transaction, **changes)
+
+    def _loads(self) -> dict[NodeId, BrokerLoad]:
+        loads = dict(self._image.loads)
+        for node_id, (leading, preferred, replicas) in self._load_changes.items():
+            before = loads.get(node_id, NO_LOAD)
+            after = BrokerLoad(before.leading + leading, before.preferred + preferred, before.replicas + replicas)
+            if after == NO_LOAD:
+                loads.pop(node_id, None)
+            else:
+                loads[node_id] = after
+        return loads
+
+    def _weigh(self, partition: Partition, sign: int) -> None:
+        """Add a partition to the loads of its brokers, or take it off."""
+        changes = self._load_changes
+        for node_id in partition.replicas:
+            if node_id not in changes:
+                changes[node_id] = [0, 0, 0]
+            changes[node_id][2] += sign
+        if partition.replicas:
+            changes[partition.replicas[0]][1] += sign
+        if partition.leader >= 0:
+            changes.setdefault(partition.leader, [0, 0, 0])[0] += sign
 
     def add(self, record: r.MetadataRecord) -> None:
         if isinstance(record, r.BeginTransactionRecord):
@@ -377,6 +410,10 @@ class _Builder:
 
     def _remove_topic(self, record: r.RemoveTopicRecord) -> None:
         name = self._name(record.topic_id)
+        topic = self._topic(name)
+        assert topic is not None
+        for partition in self._partitions.get(name, topic.partitions).values():
+            self._weigh(partition, -1)
         self._topics.pop(name, None)
         self._partitions.pop(name, None)
         self._names.pop(record.topic_id, None)
@@ -390,7 +427,10 @@ class _Builder:
             self.delta.changed_configs.add(resource)
 
     def _set_partition(self, record: r.PartitionRecord) -> None:
-        self._changing(record.topic_id, record.partition_id)[record.partition_id] = Partition(
+        partitions = self._changing(record.topic_id, record.partition_id)
+        if record.partition_id in partitions:
+            self._weigh(partitions[record.partition_id], -1)
+        partition = Partition(
             replicas=record.replicas,
             isr=record.isr,
             leader=record.leader,
@@ -403,13 +443,19 @@ class _Builder:
             last_known_elr=record.last_known_elr or (),
             recovery_state=record.leader_recovery_state,
         )
+        partitions[record.partition_id] = partition
+        self._weigh(partition, 1)
 
     def _change_partition(self, record: r.PartitionChangeRecord) -> None:
         partitions = self._changing(record.topic_id, record.partition_id)
         before = partitions.get(record.partition_id)
         if before is None:
             raise MetadataRecordError(f"partition {record.partition_id} of topic {record.topic_id} changes but does not exist")
-        partitions[record.partition_id] = changed_partition(before, record)
+        after = changed_partition(before, record)
+        partitions[record.partition_id] = after
+        if after.leader != before.leader or after.replicas != before.replicas:
+            self._weigh(before, -1)
+            self._weigh(after, 1)
 
     def _clear_elr(self, record: r.ClearElrRecord) -> None:
         names = [record.topic_name] if record.topic_name else [*self._image.topics.keys(), *self._topics]
