@@ -122,6 +122,10 @@ class Settings:
     offsets_topic_num_partitions: int = setting(50, doc="Partitions of __consumer_offsets.", minimum=1)
     offsets_topic_replication_factor: int = setting(3, doc="Replicas of __consumer_offsets.", minimum=1)
     offsets_topic_segment_bytes: int = setting(104857600, doc="Segment size of __consumer_offsets.", minimum=1024)
+    offsets_retention_minutes: int = setting(
+        10080, doc="A committed offset is forgotten so long after its group became empty, or its consumer committed it.", minimum=1
+    )
+    offsets_retention_check_interval_ms: int = setting(600000, doc="Pause between looks for offsets to forget.", minimum=1)
     offset_metadata_max_bytes: int = setting(4096, doc="Longest metadata string of a committed offset.", minimum=0)
     group_initial_rebalance_delay_ms: int = setting(0, doc="Wait for more members at the first rebalance of an empty group.", minimum=0)
     group_min_session_timeout_ms: int = setting(6000, doc="Shortest session timeout a member may ask for.", minimum=1)

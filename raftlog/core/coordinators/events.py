@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 class JoinRequest:
     """JoinGroup. `new_member_id` is the id this member gets should it need one: fresh and unguessable."""
 
-    waiter: Waiter
+    waiter: Waiter = None
     member_id: str
     group_instance_id: str | None
     client_id: str
@@ -36,7 +36,7 @@ class JoinRequest:
     rebalance_timeout_ms: int
     protocol_type: str
     protocols: tuple[MemberProtocol, ...]
-    new_member_id: str
+    new_member_id: str = NO_MEMBER_ID
     member_id_required: bool = True  # JoinGroup v4 and above (KIP-394)
     can_skip_assignment: bool = True  # JoinGroup v9 (KIP-814)
 
@@ -45,7 +45,7 @@ class JoinRequest:
 class SyncRequest:
     """SyncGroup; `assignments` by member id come from the leader only."""
 
-    waiter: Waiter
+    waiter: Waiter = None
     member_id: str
     group_instance_id: str | None
     generation: int
