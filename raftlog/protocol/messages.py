@@ -19,7 +19,8 @@ from kio.serial import entity_reader
 from raftlog.environment import Buffer
 from raftlog.protocol.apis import API_VERSIONS_ALL, API_VERSIONS_BROKER, API_VERSIONS_CONTROLLER, ApiKey, api_name, is_flexible
 from raftlog.protocol.frames import MalformedFrame
-from raftlog.protocol.plans import NO_UUID, Fields, family, write_uvarint
+from raftlog.protocol.plans import Fields, family
+from raftlog.protocol.wire import NO_UUID, skip_tagged_fields
 
 __all__ = [
     "API_VERSIONS_ALL",
@@ -33,14 +34,16 @@ __all__ = [
     "api_name",
     "decode_request",
     "decode_response",
+    "decode_response_body",
     "encode_request",
+    "encode_request_body",
     "encode_request_header",
     "encode_response",
     "encode_response_header",
+    "has_flexible_header",
     "is_flexible",
     "parse_request_header",
     "response_body_offset",
-    "write_uvarint",
 ]
 
 _HEADER: Final = Struct(">hhih")  # api key, api version, correlation id, length of the client id
@@ -156,34 +159,3 @@ def _decode(api_key: int, api_version: int, body: Buffer, *, is_request: bool) -
     if size != len(body):
         raise MalformedFrame(f"{api_name(api_key)} v{api_version} has {len(body) - size} bytes after its end")
     return fields, size
-
-
-def skip_tagged_fields(buffer: Buffer, offset: int) -> int:
-    """The offset behind a section of tagged fields, none of which matters. Raises MalformedFrame."""
-    try:
-        if buffer[offset] == 0:
-            return offset + 1
-        count, offset = read_uvarint(buffer, offset)
-        for _ in range(count):
-            _, offset = read_uvarint(buffer, offset)
-            size, offset = read_uvarint(buffer, offset)
-            offset += size
-            if offset > len(buffer):
-                raise IndexError
-    except IndexError:
-        raise MalformedFrame("tagged fields go beyond the end of the message") from None
-    return offset
-
-
-def read_uvarint(buffer: Buffer, offset: int) -> tuple[int, int]:
-    """An unsigned varint of at most 32 bits and the offset behind it. Raises IndexError at the end, MalformedFrame beyond 5 bytes."""
-    value = shift = 0
-    while True:
-        byte = buffer[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, offset
-        shift += 7
-        if shift > 28:
-            raise MalformedFrame("a varint is longer than 5 bytes")

@@ -20,10 +20,11 @@ from typing import Any, ClassVar, Final, TypeAlias
 from kio.index import load_request_schema, load_response_schema
 from kio.schema.index import api_key_map, schema_name_map
 
+from raftlog.protocol.wire import INT16, INT32, NO_UUID, write_uvarint
+
 Writer: TypeAlias = Callable[[bytearray, Any], None]
 Path: TypeAlias = tuple[str, ...]
 
-NO_UUID: Final = uuid.UUID(int=0)
 NULL_BYTE: Final = b"\xff"  # KIP-893: a nullable structure begins with -1 when it is null, with 1 when it is not.
 _MILLISECOND: Final = datetime.timedelta(milliseconds=1)
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -289,16 +290,6 @@ _FORMATS: Final[Mapping[str, str]] = {
     "timedelta_i64": ">q",
     "datetime_i64": ">q",
 }
-_INT16: Final = Struct(">h")
-_INT32: Final = Struct(">i")
-
-
-def write_uvarint(out: bytearray, value: int) -> None:
-    """Append `value` >= 0 as an unsigned varint."""
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
 
 
 def _primitive_writer(kafka_type: str, *, flexible: bool, nullable: bool) -> Writer:
@@ -341,7 +332,7 @@ def _write_string(nullable: bool, out: bytearray, value: str | None) -> None:
         out += b"\xff\xff"
     else:
         encoded = value.encode()
-        out += _INT16.pack(len(encoded))
+        out += INT16.pack(len(encoded))
         out += encoded
 
 
@@ -359,7 +350,7 @@ def _write_bytes(nullable: bool, out: bytearray, value: bytes | None) -> None:
         _check_nullable(nullable)
         out += b"\xff\xff\xff\xff"
     else:
-        out += _INT32.pack(len(value))
+        out += INT32.pack(len(value))
         out += value
 
 
@@ -382,7 +373,7 @@ def _write_array(write: Writer, nullable: bool, out: bytearray, items: Any) -> N
         _check_nullable(nullable)
         out += b"\xff\xff\xff\xff"
     else:
-        out += _INT32.pack(len(items))
+        out += INT32.pack(len(items))
         for item in items:
             write(out, item)
 
