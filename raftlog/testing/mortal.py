@@ -201,9 +201,9 @@ class MortalNetwork:
             self._transports.add(transport)
             made(transport)
 
-        def connection_lost(error: Exception | None) -> None:
+        def connection_lost(exc: Exception | None) -> None:
             self._transports.difference_update(known)
-            lost(error)
+            lost(exc)
 
         protocol.connection_made = connection_made  # type: ignore[method-assign]
         protocol.connection_lost = connection_lost  # type: ignore[method-assign]
