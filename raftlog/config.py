@@ -87,6 +87,11 @@ class Settings:
     broker_session_timeout_ms: int = setting(9000, doc="A broker without a heartbeat for so long is fenced.", minimum=100)
     initial_broker_registration_timeout_ms: int = setting(60000, doc="A broker that can't register for so long gives up.", minimum=1000)
     controlled_shutdown_enable: bool = setting(True, doc="Hand leadership over before stopping.")
+    auto_leader_rebalance_enable: bool = setting(True, doc="Give leadership back to preferred leaders from time to time.")
+    leader_imbalance_check_interval_seconds: int = setting(300, doc="Pause between looks for leaders that are not the preferred ones.", minimum=1)
+    leader_imbalance_per_broker_percentage: int = setting(
+        10, doc="Share of a broker's preferred leaderships that others may hold before it gets them back.", minimum=0, maximum=100
+    )
     auto_create_topics_enable: bool = setting(True, doc="Create a topic that a client asks for.")
     num_partitions: int = setting(1, doc="Partitions of a topic that names no number.", minimum=1)
     default_replication_factor: int = setting(1, doc="Replicas of a topic that names no number.", minimum=1, maximum=32767)
