@@ -14,8 +14,6 @@ from struct import Struct
 from struct import error as struct_error
 from typing import Any, Final, NamedTuple
 
-from kio.serial import entity_reader
-
 from raftlog.environment import Buffer
 from raftlog.protocol.apis import API_VERSIONS_ALL, API_VERSIONS_BROKER, API_VERSIONS_CONTROLLER, ApiKey, api_name, is_flexible
 from raftlog.protocol.frames import MalformedFrame
@@ -112,22 +110,19 @@ def response_body_offset(api_key: int, api_version: int, frame: Buffer) -> int:
 
 def decode_request(api_key: int, api_version: int, body: Buffer) -> Fields:
     """The fields of a request's body; nothing in them refers to `body`. Raises MalformedFrame."""
-    fields, _ = _decode(api_key, api_version, body, is_request=True)
-    return fields
+    return _decode(api_key, api_version, body, is_request=True)
 
 
 def decode_response(api_key: int, api_version: int, frame: Buffer) -> tuple[int, Fields]:
     """Correlation id and fields of a response frame. Raises MalformedFrame."""
     offset = response_body_offset(api_key, api_version, frame)
     correlation_id: int = _CORRELATION_ID.unpack_from(frame, 0)[0]
-    fields, _ = _decode(api_key, api_version, memoryview(frame)[offset:], is_request=False)
-    return correlation_id, fields
+    return correlation_id, _decode(api_key, api_version, memoryview(frame)[offset:], is_request=False)
 
 
 def decode_response_body(api_key: int, api_version: int, body: Buffer) -> Fields:
     """The fields of a response without its header. Raises MalformedFrame."""
-    fields, _ = _decode(api_key, api_version, body, is_request=False)
-    return fields
+    return _decode(api_key, api_version, body, is_request=False)
 
 
 def encode_response(api_key: int, api_version: int, correlation_id: int, fields: Mapping[str, Any] | Fields) -> bytes:
@@ -148,14 +143,12 @@ def encode_request_body(api_key: int, api_version: int, fields: Mapping[str, Any
     return bytes(out)
 
 
-def _decode(api_key: int, api_version: int, body: Buffer, *, is_request: bool) -> tuple[Fields, int]:
-    plan = family(api_key, is_request).plan(api_version)
+def _decode(api_key: int, api_version: int, body: Buffer, *, is_request: bool) -> Fields:
     try:
-        entity, size = entity_reader(plan.entity)(body, 0)
-        fields = plan.to_fields(entity)
-    except Exception as error:
-        # kio's native reader raises various types for bytes that end early, unknown codes, and values out of range.
-        raise MalformedFrame(f"{api_name(api_key)} v{api_version} can't be decoded: {error or type(error).__name__}") from error
-    if size != len(body):
-        raise MalformedFrame(f"{api_name(api_key)} v{api_version} has {len(body) - size} bytes after its end")
-    return fields, size
+        fields, end = family(api_key, is_request).plan(api_version).read(memoryview(body), 0)
+    except (IndexError, ValueError, struct_error) as error:
+        reason = str(error) or "it ends before it is complete"
+        raise MalformedFrame(f"{api_name(api_key)} v{api_version} can't be decoded: {reason}") from error
+    if end != len(body):
+        raise MalformedFrame(f"{api_name(api_key)} v{api_version} has {len(body) - end} bytes after its end")
+    return fields

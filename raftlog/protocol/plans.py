@@ -1,4 +1,7 @@
-"""How one version of one message goes from kio's entity to `Fields` and from plain values to bytes: compiled once, lazily.
+"""How one version of one message goes from bytes to `Fields` and from plain values to bytes: compiled once, lazily.
+
+The schemas are kio's dataclasses; reading and writing them is done here. kio's native reader trusts the lengths it reads:
+20 random bytes can make it ask for so much memory that the process aborts. (The tests hold both against each other.)
 
 A schema module costs about 2 ms to import, and an API has up to 15 versions. So a version is loaded when it is first
 used, and another version only when somebody names a field that the first one lacks.
@@ -9,20 +12,32 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import operator
+import itertools
 import typing
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from struct import Struct
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from kio.index import load_request_schema, load_response_schema
+from kio.schema.errors import ErrorCode
 from kio.schema.index import api_key_map, schema_name_map
 
-from raftlog.protocol.wire import INT16, INT32, NO_UUID, write_uvarint
+from raftlog.protocol.wire import (
+    INT16,
+    INT32,
+    NO_UUID,
+    read_compact_string,
+    read_size,
+    read_string,
+    read_tagged_fields,
+    uuid_of,
+    write_uvarint,
+)
 
 Writer: TypeAlias = Callable[[bytearray, Any], None]
+Reader: TypeAlias = Callable[[memoryview, int], tuple[Any, int]]
 Path: TypeAlias = tuple[str, ...]
 
 NULL_BYTE: Final = b"\xff"  # KIP-893: a nullable structure begins with -1 when it is null, with 1 when it is not.
@@ -84,7 +99,7 @@ def family(api_key: int, is_request: bool) -> Family:
 
 
 class StructPlan:
-    """One structure of one version: reading kio's entity of it, writing plain values as it."""
+    """One structure of one version: reading it, and writing plain values as it."""
 
     def __init__(self, entity: type[Any], owner: Family, path: Path) -> None:
         self.entity = entity
@@ -93,9 +108,10 @@ class StructPlan:
         specs = [FieldSpec(field, owner, path, flexible=entity.__flexible__) for field in dataclasses.fields(entity)]
         self._specs = {spec.name: spec for spec in specs}
         self.names = frozenset(self._specs)
-        self._order = tuple(self._specs)
-        self._get = operator.attrgetter(*self._order) if self._order else None
-        self._converters = tuple((spec.name, spec.convert) for spec in specs if spec.convert is not None)
+        self._steps = _steps([spec for spec in specs if spec.tag is None])
+        self._conversions = tuple((spec.name, _CONVERSIONS[spec.kafka_type]) for spec in specs if spec.is_converted)
+        self._by_tag = {spec.tag: spec for spec in specs if spec.tag is not None}
+        self._defaults_of_tags = {spec.name: spec.default_when_untagged() for spec in self._by_tag.values()}
         self._writers = tuple((spec.name, spec.write, spec.default_to_write) for spec in specs if spec.tag is None)
         self._tags = sorted((spec.tag, spec.name, spec.write, spec.encoded_default()) for spec in specs if spec.tag is not None)
         self._fields_type: type[Fields] = type("Fields", (Fields,), {"_family": owner, "_path": path})
@@ -115,17 +131,36 @@ class StructPlan:
     def default_when_absent(self, name: str) -> Any:
         return self._specs[name].default_when_absent()
 
-    def to_fields(self, entity: Any) -> Fields:
-        if self._get is None:
-            return self._fields_type()
-        values = self._get(entity)
-        if len(self._order) == 1:
-            values = (values,)
-        fields = self._fields_type(**dict(zip(self._order, values, strict=True)))
-        attributes = fields.__dict__
-        for name, convert in self._converters:
-            attributes[name] = convert(attributes[name])
-        return fields
+    def read(self, buffer: memoryview, offset: int) -> tuple[Fields, int]:
+        """Raises IndexError, struct.error or ValueError for bytes that are not this structure."""
+        fields = self._fields_type()
+        values = fields.__dict__
+        for step in self._steps:
+            if isinstance(step, _Run):
+                values.update(zip(step.names, step.layout.unpack_from(buffer, offset), strict=True))
+                offset += step.layout.size
+            else:
+                values[step.name], offset = step.read(buffer, offset)
+        for name, convert in self._conversions:
+            values[name] = convert(values[name])
+        if self.entity.__flexible__:
+            values.update(self._defaults_of_tags)
+            if buffer[offset] == 0:
+                return fields, offset + 1
+            tagged, offset = read_tagged_fields(buffer, offset)
+            for tag, spec in self._by_tag.items():
+                if tag in tagged:
+                    values[spec.name], end = spec.read(tagged[tag], 0)
+                    if end != len(tagged[tag]):
+                        raise ValueError(f"tagged field {spec.name} has another length")
+        return fields, offset
+
+    def fields_of(self, entity: Any) -> Fields:
+        """A structure that is a default in kio's schema."""
+        return self._fields_type(**{name: spec.plain(getattr(entity, name)) for name, spec in self._specs.items()})
+
+    def default_fields(self) -> Fields:
+        return self._fields_type(**{name: spec.default_when_untagged() for name, spec in self._specs.items()})
 
     def write(self, out: bytearray, values: Mapping[str, Any] | Fields) -> None:
         given: Mapping[str, Any] = values.__dict__ if isinstance(values, SimpleNamespace) else values
@@ -162,8 +197,27 @@ class StructPlan:
             self._owner.default_of(self._path, name)
 
 
+class _Run(NamedTuple):
+    """Neighbouring fields of a fixed size, read in one go."""
+
+    names: tuple[str, ...]
+    layout: Struct
+
+
+def _steps(specs: Sequence[FieldSpec]) -> tuple[_Run | FieldSpec, ...]:
+    steps: list[_Run | FieldSpec] = []
+    for is_fixed, group in itertools.groupby(specs, key=lambda spec: spec.is_fixed):
+        neighbours = list(group)
+        if is_fixed:
+            names = tuple(spec.name for spec in neighbours)
+            steps.append(_Run(names, Struct(">" + "".join(_FORMATS[spec.kafka_type] for spec in neighbours))))
+        else:
+            steps.extend(neighbours)
+    return tuple(steps)
+
+
 class FieldSpec:
-    """One field of a structure: its type taken apart, its converter (None: as it is) and its writer."""
+    """One field of a structure: its type taken apart, its reader and its writer."""
 
     def __init__(self, field: dataclasses.Field[Any], owner: Family, path: Path, *, flexible: bool) -> None:
         self.name = field.name
@@ -177,21 +231,28 @@ class FieldSpec:
         self.kafka_type: str = field.metadata.get("kafka_type", "struct")
         if dataclasses.is_dataclass(kind):
             self.struct = StructPlan(typing.cast(type[Any], kind), owner, (*path, field.name))
-        self.convert = self._converter()
+        self.is_fixed = self.struct is None and not self.is_array and self.kafka_type in _FORMATS
+        self.is_converted = self.is_fixed and self.tag is None and self.kafka_type in _CONVERSIONS
+        self.read = self._reader(flexible=flexible)
         self.write = self._writer(flexible=flexible)
         self.default_to_write = self._default_to_write()
 
-    def _converter(self) -> Callable[[Any], Any] | None:
-        one: Callable[[Any], Any] | None
+    def _reader(self, *, flexible: bool) -> Reader:
+        read: Reader
+        nullable = self.is_nullable and not self.is_array
         if self.struct is not None:
-            one = self.struct.to_fields
-            if self.is_nullable and not self.is_array:
-                return functools.partial(_convert_nullable, one)
+            read = self.struct.read
+            if nullable and self.tag is None:
+                read = functools.partial(_read_nullable_struct, read)
+        elif self.kafka_type in _FORMATS:
+            read = functools.partial(_read_fixed, Struct(">" + _FORMATS[self.kafka_type]), _CONVERSIONS.get(self.kafka_type))
+        elif self.kafka_type == "uuid":
+            read = _read_uuid
         else:
-            one = _CONVERTERS.get(self.kafka_type)
-        if one is None or not self.is_array:
-            return one
-        return functools.partial(_convert_array, one)
+            read = functools.partial(_read_string if self.kafka_type == "string" else _read_bytes, flexible, nullable)
+        if self.is_array:
+            return functools.partial(_read_array, read, flexible, self.is_nullable)
+        return read
 
     def _writer(self, *, flexible: bool) -> Writer:
         write: Writer
@@ -205,11 +266,21 @@ class FieldSpec:
             return write
         return functools.partial(_write_compact_array if flexible else _write_array, write, self.is_nullable)
 
+    def plain(self, value: Any) -> Any:
+        """A value of kio's as we have it."""
+        if isinstance(value, tuple):
+            return tuple(map(self.plain, value))
+        if isinstance(value, datetime.timedelta):
+            return value // _MILLISECOND
+        if isinstance(value, datetime.datetime):
+            return (value - _EPOCH) // _MILLISECOND
+        if value is None and self.kafka_type in ("uuid", "datetime_i64"):
+            return NO_UUID if self.kafka_type == "uuid" else -1
+        return self.struct.fields_of(value) if self.struct is not None and value is not None else value
+
     def _plain_default(self) -> Any:
-        """kio's default as a plain value; `_MISSING` when the schema gives none."""
-        if self._default is _MISSING or self.convert is None:
-            return self._default
-        return self.convert(self._default)
+        """The schema's default; `_MISSING` when it gives none."""
+        return _MISSING if self._default is _MISSING else self.plain(self._default)
 
     def _default_to_write(self) -> Any:
         """What is sent for a field that was not given: the schema's default, else empty, zero, or null where allowed."""
@@ -231,6 +302,12 @@ class FieldSpec:
             return ()
         return NO_UUID if self.kafka_type == "uuid" else None
 
+    def default_when_untagged(self) -> Any:
+        """What a tagged field is when the message does not carry it."""
+        if self.struct is not None and self.default_to_write == {}:
+            return self.struct.default_fields()
+        return self.default_to_write
+
     def encoded_default(self) -> bytes:
         if self.default_to_write is None:
             return b""
@@ -246,49 +323,30 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
     return kind, False
 
 
-def _convert_array(convert: Callable[[Any], Any], items: Any) -> Any:
-    return None if items is None else tuple(map(convert, items))
+def _error_code(value: int) -> ErrorCode:
+    """A newer node may have codes that kio does not know."""
+    return _ERROR_CODES.get(value, ErrorCode.unknown_server_error)
 
 
-def _convert_nullable(convert: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else convert(value)
-
-
-def _duration_ms(value: datetime.timedelta) -> int:
-    return value // _MILLISECOND
-
-
-def _timestamp_ms(value: datetime.datetime | None) -> int:
-    return -1 if value is None else (value - _EPOCH) // _MILLISECOND
-
-
-def _uuid(value: uuid.UUID | None) -> uuid.UUID:
-    return NO_UUID if value is None else value
-
-
-_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "timedelta_i32": _duration_ms,
-    "timedelta_i64": _duration_ms,
-    "datetime_i64": _timestamp_ms,
-    "uuid": _uuid,
-}
+_ERROR_CODES: Final[Mapping[int, ErrorCode]] = {int(code): code for code in ErrorCode}
+_CONVERSIONS: Final[Mapping[str, Callable[[Any], Any]]] = {"error_code": _error_code}
 _IMPLICIT_DEFAULTS: Final[Mapping[str, Any]] = {"string": "", "bytes": b"", "records": b"", "bool": False, "uuid": NO_UUID}
 
 _FORMATS: Final[Mapping[str, str]] = {
-    "bool": ">?",
-    "int8": ">b",
-    "int16": ">h",
-    "int32": ">i",
-    "int64": ">q",
-    "uint8": ">B",
-    "uint16": ">H",
-    "uint32": ">I",
-    "uint64": ">Q",
-    "float64": ">d",
-    "error_code": ">h",
-    "timedelta_i32": ">i",
-    "timedelta_i64": ">q",
-    "datetime_i64": ">q",
+    "bool": "?",
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+    "float64": "d",
+    "error_code": "h",
+    "timedelta_i32": "i",
+    "timedelta_i64": "q",
+    "datetime_i64": "q",
 }
 
 
@@ -299,7 +357,7 @@ def _primitive_writer(kafka_type: str, *, flexible: bool, nullable: bool) -> Wri
         return functools.partial(_write_compact_bytes if flexible else _write_bytes, nullable)
     if kafka_type == "uuid":
         return _write_uuid
-    pack = Struct(_FORMATS[kafka_type]).pack
+    pack = Struct(">" + _FORMATS[kafka_type]).pack
     missing = b"\xff" * 8 if kafka_type == "datetime_i64" else None
 
     def write(out: bytearray, value: Any) -> None:
@@ -313,7 +371,58 @@ def _primitive_writer(kafka_type: str, *, flexible: bool, nullable: bool) -> Wri
 
 def _check_nullable(nullable: bool) -> None:
     if not nullable:
-        raise TypeError("null where the schema allows none")
+        raise ValueError("null where the schema allows none")
+
+
+def _read_fixed(layout: Struct, convert: Callable[[Any], Any] | None, buffer: memoryview, offset: int) -> tuple[Any, int]:
+    value = layout.unpack_from(buffer, offset)[0]
+    return (value if convert is None else convert(value)), offset + layout.size
+
+
+def _read_uuid(buffer: memoryview, offset: int) -> tuple[uuid.UUID, int]:
+    return uuid_of(_slice(buffer, offset, 16)), offset + 16
+
+
+def _read_string(flexible: bool, nullable: bool, buffer: memoryview, offset: int) -> tuple[str | None, int]:
+    value, offset = (read_compact_string if flexible else read_string)(buffer, offset)
+    if value is None:
+        _check_nullable(nullable)
+    return value, offset
+
+
+def _read_bytes(flexible: bool, nullable: bool, buffer: memoryview, offset: int) -> tuple[bytes | None, int]:
+    size, offset = read_size(buffer, offset, flexible=flexible)
+    if size < 0:
+        _check_nullable(nullable)
+        return None, offset
+    return _slice(buffer, offset, size), offset + size
+
+
+def _slice(buffer: memoryview, offset: int, size: int) -> bytes:
+    if size > len(buffer) - offset:
+        raise IndexError
+    return bytes(buffer[offset : offset + size])
+
+
+def _read_array(read: Reader, flexible: bool, nullable: bool, buffer: memoryview, offset: int) -> tuple[tuple[Any, ...] | None, int]:
+    count, offset = read_size(buffer, offset, flexible=flexible)
+    if count < 0:
+        _check_nullable(nullable)
+        return None, offset
+    if count > len(buffer) - offset:
+        raise IndexError  # Each item takes a byte at least.
+    items = []
+    for _ in range(count):
+        item, offset = read(buffer, offset)
+        items.append(item)
+    return tuple(items), offset
+
+
+def _read_nullable_struct(read: Reader, buffer: memoryview, offset: int) -> tuple[Fields | None, int]:
+    marker = buffer[offset]
+    if marker == 0xFF:
+        return None, offset + 1
+    return read(buffer, offset + 1)
 
 
 def _write_compact_string(nullable: bool, out: bytearray, value: str | None) -> None:
