@@ -36,6 +36,10 @@ class FetchLimits:
     replica_epoch: BrokerEpoch = NO_BROKER_EPOCH
     isolation: Isolation = Isolation.READ_UNCOMMITTED
 
+    @property
+    def is_follower(self) -> bool:
+        return self.replica_id >= 0
+
 
 class FetchTarget(NamedTuple):
     """One partition of a Fetch. `topic` is the id from version 13 on, before that the name; -1 stands for "not given"."""

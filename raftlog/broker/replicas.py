@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
+from raftlog.broker.fetcher import ReplicaFetchers
+from raftlog.broker.fetches import FetchService
+from raftlog.broker.hosted import HostedPartitions
+from raftlog.broker.isr import ControllerRequests, IsrChanges
+from raftlog.broker.partition import Change, Partition
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
 from raftlog.config import Settings
+from raftlog.core.metadata.image import MetadataDelta, MetadataImage
+from raftlog.core.metadata.image import Partition as PartitionImage
+from raftlog.core.metadata.records import RESOURCE_TOPIC
 from raftlog.environment import Buffer, Environment
-from raftlog.ids import LeaderEpoch, NodeId, Offset, TopicId, TopicName, TopicPartition
+from raftlog.errors import ApiError, InvalidRequiredAcks, InvalidTopic, KafkaStorageError, NotLeaderOrFollower, StorageError, error_for
+from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, TopicId, TopicName, TopicPartition
+from raftlog.protocol.batches import iterate_headers
+from raftlog.topic_config import TopicConfig
 
 if TYPE_CHECKING:
-    from raftlog.core.metadata.image import MetadataDelta, MetadataImage
     from raftlog.storage.log import Appended
     from raftlog.storage.manager import LogManager
 
-
-class ControllerRequests(Protocol):
-    """What the replica manager needs of `broker.channel.ControllerChannel`."""
-
-    async def request(self, api_key: int, fields: dict[str, Any], *, timeout_ms: int) -> Any:
-        """The active controller's answer. Raises RequestTimedOut when none answered in time."""
-
+INTERNAL_APPEND_TIMEOUT_MS: Final = 5000  # Kafka's offsets.commit.timeout.ms.
+COMMITTED_READ_BYTES: Final = 1 << 20
+COMMITTED_READ_WAIT_MS: Final = 1000
 
 OnElected = Callable[[int, LeaderEpoch], None]
 OnResigned = Callable[[int, LeaderEpoch], None]
+
+logger = logging.getLogger(__name__)
 
 
 class ReplicaManager:
@@ -46,20 +56,55 @@ class ReplicaManager:
         on_disk_failure: Callable[[str], None] | None = None,
     ) -> None:
         """`on_disk_failure` gets one line when the log directory failed: the node should stop."""
-        raise NotImplementedError
+        self._clock = environment.clock
+        self._settings = settings
+        self._logs = logs
+        self._node_id = node_id
+        self._on_disk_failure = on_disk_failure
+        self._applied_first = False
+        self._disk_failed = False
+        self._hosted = HostedPartitions(node_id)
+        self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
+        self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
+        self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self.storage_failed)
+        self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self.storage_failed)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin the timers: high-watermark checkpoint, ISR shrink, retention, recovery-point flush."""
-        raise NotImplementedError
+        settings = self._settings
+        self._every(settings.replica_high_watermark_checkpoint_interval_ms, self.checkpoint_high_watermarks)
+        self._every(max(settings.replica_lag_time_max_ms // 2, 1), self._shrink_isrs)
+        self._every(settings.log_retention_check_interval_ms, self._delete_old_segments)
 
     async def close(self) -> None:
         """Stop fetching and the timers, answer whoever waits, checkpoint the high watermarks. The logs stay open."""
-        raise NotImplementedError
+        await self._fetchers.close()
+        await self._isr_changes.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for partition in self._hosted:
+            partition.ack_waits.fail(NotLeaderOrFollower("this broker is stopping"))
+        await self._fetches.close()
+        if not self._disk_failed:
+            await self.checkpoint_high_watermarks()
+
+    # --- What the image says ---
 
     @property
     def image(self) -> MetadataImage:
         """The image applied last."""
-        raise NotImplementedError
+        return self._hosted.image
+
+    def topic_name(self, topic_id: TopicId) -> TopicName | None:
+        """By the image applied last."""
+        name: TopicName | None = self.image.topic_names.get(topic_id)
+        return name
+
+    def leader_of(self, partition: TopicPartition) -> tuple[NodeId, LeaderEpoch]:
+        """The leader by the image, (-1, -1) when there is none or no such partition: the hint of KIP-951."""
+        return self._hosted.leader_of(partition)
 
     def apply_metadata(self, image: MetadataImage, delta: MetadataDelta | None) -> None:
         """Become what `image` says: leader, follower or nothing of each partition.
@@ -67,17 +112,131 @@ class ReplicaManager:
         The first call reconciles everything (its delta is ignored) and removes logs of topics that are gone or have
         another id: it must bring an image that has caught up with this broker's own registration.
         """
-        raise NotImplementedError
+        first, self._applied_first = not self._applied_first, True
+        self._hosted.image = image
+        if self._disk_failed:
+            return
+        changes: list[tuple[Partition, Change, bool]] = []
+        try:
+            if first or delta is None:
+                self._remove_strays(image)
+                for name, topic in image.topics.items():
+                    self._apply_topic(name, image, topic.partitions.keys(), changes)
+            else:
+                self._apply_delta(image, delta, changes)
+        except (StorageError, KafkaStorageError) as error:
+            self.storage_failed(error)
+            return
+        self._fetchers.apply(image)
+        for partition, change, led in changes:
+            self._tell_listeners(partition, change, led)
 
-    def leader_of(self, partition: TopicPartition) -> tuple[NodeId, LeaderEpoch]:
-        """The leader by the image, (-1, -1) when there is none or no such partition: the hint of KIP-951."""
-        raise NotImplementedError
+    def _apply_delta(self, image: MetadataImage, delta: MetadataDelta, changes: list[tuple[Partition, Change, bool]]) -> None:
+        for topic_id, name in delta.deleted_topics.items():
+            for partition in self._hosted.of_topic(topic_id):
+                assert partition.name.topic == name
+                self._remove(partition, changes)
+        for name in delta.changed_topics:
+            topic = image.topics.get(name)
+            if topic is not None:
+                self._apply_topic(name, image, delta.changed_partitions.get(name, topic.partitions.keys()), changes)
+        for kind, name in delta.changed_configs:
+            if kind == RESOURCE_TOPIC:
+                self._reconfigure(name, image)
+        if delta.changed_brokers:  # Who was fenced holds no mark back, who is unfenced may be admitted.
+            for partition in self._hosted:
+                leading = partition.leading
+                if leading is not None and len(leading.isr) < len(leading.replicas):
+                    self._isr_settled(partition)
+                    self._fetches.expand_isr(partition)
 
-    def is_leader(self, partition: TopicPartition) -> bool: ...
+    def _apply_topic(self, name: TopicName, image: MetadataImage, indexes: Iterable[int], changes: list[tuple[Partition, Change, bool]]) -> None:
+        topic = image.topics[name]
+        config: TopicConfig | None = None
+        for index in indexes:
+            state = topic.partitions.get(index)
+            hosted = self._hosted.by_name.get(TopicPartition(name, index))
+            if hosted is not None and (hosted.topic_id != topic.topic_id or state is None or self._node_id not in state.replicas):
+                self._remove(hosted, changes)
+                hosted = None
+            if state is None or self._node_id not in state.replicas:
+                continue
+            if hosted is None:
+                config = config or TopicConfig.resolve(self._settings, image.topic_configs(name))
+                hosted = self._add(TopicPartition(name, index), topic.topic_id, config)
+            self._become(hosted, state, changes)
 
-    def high_watermark(self, partition: TopicPartition) -> Offset:
-        """Of a hosted partition. Raises UnknownTopicOrPartition or NotLeaderOrFollower."""
-        raise NotImplementedError
+    def _become(self, partition: Partition, state: PartitionImage, changes: list[tuple[Partition, Change, bool]]) -> None:
+        led = partition.leading is not None
+        now_ms = self._clock.monotonic_ms()
+        change = partition.become(state, node_id=self._node_id, lag_ms_max=self._settings.replica_lag_time_max_ms, now_ms=now_ms)
+        if change is not Change.NOTHING:
+            changes.append((partition, change, led))
+            self._fetchers.changed(partition)
+        # Its ISR may be down to the leader alone.
+        partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)
+
+    def _add(self, name: TopicPartition, topic_id: TopicId, config: TopicConfig) -> Partition:
+        log = self._logs.get(name)
+        if log is not None and log.topic_id != topic_id:
+            self._logs.delete(name)  # Of a topic of that name that is no more.
+            log = None
+        if log is None:
+            log = self._logs.create(name, topic_id, config)
+        else:
+            log.reconfigure(config)
+        partition = Partition(name, topic_id, log, high_watermark=self._logs.high_watermarks.get(name, 0), purgatory=self._fetches.purgatory)
+        partition.min_insync_replicas = config.min_insync_replicas
+        self._hosted.add(partition)
+        return partition
+
+    def _remove(self, partition: Partition, changes: list[tuple[Partition, Change, bool]]) -> None:
+        """The replica is none of ours any more: its topic is gone, or it was assigned elsewhere."""
+        led = partition.leading is not None
+        self._hosted.remove(partition)
+        partition.retire()
+        self._fetchers.changed(partition)
+        self._logs.delete(partition.name)
+        if led:
+            changes.append((partition, Change.FOLLOWS, True))
+
+    def _remove_strays(self, image: MetadataImage) -> None:
+        for name, log in list(self._logs.logs.items()):
+            topic = image.topics.get(name.topic)
+            state = None if topic is None or topic.topic_id != log.topic_id else topic.partitions.get(name.partition)
+            if state is None or self._node_id not in state.replicas:
+                logger.info("removing the log of %s (topic id %s): not assigned to this broker any more", name, log.topic_id)
+                self._logs.delete(name)
+
+    def _reconfigure(self, name: TopicName, image: MetadataImage) -> None:
+        topic = image.topics.get(name)
+        if topic is None:
+            return
+        config = TopicConfig.resolve(self._settings, image.topic_configs(name))
+        for partition in self._hosted.of_topic(topic.topic_id):
+            partition.log.reconfigure(config)
+            partition.min_insync_replicas = config.min_insync_replicas
+            self._isr_settled(partition)
+
+    def add_leadership_listener(self, topic: TopicName, on_elected: OnElected, on_resigned: OnResigned) -> None:
+        """Hear of every partition of `topic` that this broker begins or ceases to lead, after the change took effect.
+
+        A new leader epoch of a partition that it leads already is a resignation followed by an election. Partitions led at
+        the time of the call are reported at once.
+        """
+        self._listeners[topic].append((on_elected, on_resigned))
+        for partition in self._hosted:
+            if partition.name.topic == topic and partition.leading is not None:
+                on_elected(partition.name.partition, partition.leader_epoch)
+
+    def _tell_listeners(self, partition: Partition, change: Change, led: bool) -> None:
+        for on_elected, on_resigned in self._listeners.get(partition.name.topic, ()):
+            if led:
+                on_resigned(partition.name.partition, partition.leader_epoch)
+            if change is Change.ELECTED and partition.leading is not None:
+                on_elected(partition.name.partition, partition.leader_epoch)
+
+    # --- Appending ---
 
     def append(
         self, partition: TopicPartition, records: Buffer, *, acks: int, timeout_ms: int, internal: bool = False
@@ -89,33 +248,89 @@ class ReplicaManager:
         Raises NotLeaderOrFollower, UnknownTopicOrPartition, NotEnoughReplicas, InvalidRequiredAcks, InvalidTopic (an
         internal topic, unless `internal`), KafkaStorageError and what `Log.append_as_leader` raises.
         """
-        raise NotImplementedError
+        if acks not in (-1, 0, 1):
+            raise InvalidRequiredAcks(f"acks must be -1, 0 or 1, not {acks}")
+        if partition.topic in INTERNAL_TOPICS and not internal:
+            raise InvalidTopic(f"clients can't write to the internal topic {partition.topic}")
+        hosted = self._hosted.find(partition)
+        try:
+            appended = hosted.append_as_leader(
+                records,
+                acks=acks,
+                now_ms=self._clock.monotonic_ms(),
+                now_wall_ms=self._clock.wall_ms(),
+                internal=internal,
+                brokers=self._hosted.image.brokers,
+            )
+        except (StorageError, KafkaStorageError) as error:
+            raise self.storage_failed(error) from error
+        if acks != -1 or appended.last_offset < hosted.high_watermark:
+            return appended
+        return hosted.wait_for_acks(appended, timeout_ms=timeout_ms)
 
     def append_internal(self, partition: TopicPartition, batch: bytes) -> asyncio.Future[Appended]:
         """A coordinator's batch with acks=all; errors come through the future only."""
-        raise NotImplementedError
+        try:
+            result = self.append(partition, batch, acks=-1, timeout_ms=INTERNAL_APPEND_TIMEOUT_MS, internal=True)
+        except ApiError as error:
+            failed: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+        if isinstance(result, asyncio.Future):
+            return result
+        done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        done.set_result(result)
+        return done
 
-    def read_committed(self, partition: TopicPartition, start_offset: Offset) -> AsyncIterator[bytes]:
-        """Batches from `start_offset` to the high watermark as of each read; for a coordinator loading its partition.
-
-        On a new leader the high watermark may still lag; this waits until it reaches the start of the leader's epoch.
-        Raises NotLeaderOrFollower when leadership is lost on the way.
-        """
-        raise NotImplementedError
+    # --- Reading ---
 
     def fetch(self, limits: FetchLimits, targets: Sequence[FetchTarget]) -> list[Fetched] | Awaitable[list[Fetched]]:
         """Read from partitions, one answer per target in order: at once, or awaitable while it waits for data or the disk.
 
         An awaitable may be cancelled (the connection closed). Errors are per partition, in `Fetched.error_code`.
         """
-        raise NotImplementedError
+        return self._fetches.fetch(limits, targets)
+
+    async def read_committed(self, partition: TopicPartition, start_offset: Offset) -> AsyncIterator[bytes]:
+        """Batches from `start_offset` to the high watermark as of each read; for a coordinator loading its partition.
+
+        On a new leader the high watermark may still lag; this waits until it reaches the start of the leader's epoch.
+        Raises NotLeaderOrFollower, FencedLeaderEpoch when leadership is lost on the way.
+        """
+        hosted = self._hosted.find(partition)
+        leading = hosted.require_leader()
+        limits = FetchLimits(wait_ms_max=COMMITTED_READ_WAIT_MS, size_bytes_min=1, size_bytes_max=COMMITTED_READ_BYTES)
+        offset = max(start_offset, hosted.log.log_start_offset)
+        while offset < max(leading.epoch_start_offset, leading.high_watermark):
+            target = FetchTarget(hosted.topic_id, partition.partition, offset, COMMITTED_READ_BYTES, leading.leader_epoch)
+            answer = self.fetch(limits, (target,))
+            fetched = (answer if isinstance(answer, list) else await answer)[0]
+            if fetched.error_code:
+                raise error_for(fetched.error_code)
+            records = bytes(fetched.records)
+            for _, header in iterate_headers(records):
+                offset = header.end_offset
+            if records:
+                yield records
+
+    def is_leader(self, partition: TopicPartition) -> bool:
+        hosted = self._hosted.by_name.get(partition)
+        return hosted is not None and hosted.leading is not None and not hosted.offline
+
+    def high_watermark(self, partition: TopicPartition) -> Offset:
+        """Of a hosted partition. Raises UnknownTopicOrPartition or NotLeaderOrFollower."""
+        return self._hosted.find(partition).high_watermark
+
+    def log_start_offset(self, partition: TopicPartition) -> Offset:
+        """Of a hosted partition. Raises UnknownTopicOrPartition or NotLeaderOrFollower."""
+        return self._hosted.find(partition).log.log_start_offset
 
     async def list_offset(
         self,
         partition: TopicPartition,
         timestamp_ms: int,
         *,
-        leader_epoch: LeaderEpoch = -1,
+        leader_epoch: LeaderEpoch = NO_LEADER_EPOCH,
         isolation: Isolation = Isolation.READ_UNCOMMITTED,
         replica_id: NodeId = -1,
     ) -> TimestampedOffset:
@@ -123,20 +338,73 @@ class ReplicaManager:
 
         Raises OffsetNotAvailable while a new leader's high watermark lags the start of its epoch. Source: KIP-79, KIP-207.
         """
-        raise NotImplementedError
+        hosted = self._hosted.find(partition)
+        hosted.require_leader(leader_epoch)
+        try:
+            return await hosted.list_offset(timestamp_ms, isolation=isolation, is_follower=replica_id >= 0)
+        except (StorageError, KafkaStorageError) as error:
+            raise self.storage_failed(error) from error
 
-    def end_offset_for_epoch(self, partition: TopicPartition, epoch: LeaderEpoch, *, leader_epoch: LeaderEpoch = -1) -> EpochEnd:
+    def end_offset_for_epoch(self, partition: TopicPartition, epoch: LeaderEpoch, *, leader_epoch: LeaderEpoch = NO_LEADER_EPOCH) -> EpochEnd:
         """Where the largest epoch not above `epoch` ends; (-1, -1) when unknown. Source: KIP-101, KIP-279, KIP-320."""
-        raise NotImplementedError
+        hosted = self._hosted.find(partition)
+        hosted.require_leader(leader_epoch)
+        return hosted.end_offset_for_epoch(epoch)
 
-    def add_leadership_listener(self, topic: TopicName, on_elected: OnElected, on_resigned: OnResigned) -> None:
-        """Hear of every partition of `topic` that this broker begins or ceases to lead, after the change took effect.
+    # --- Upkeep ---
 
-        A new leader epoch of a partition that it leads already is a resignation followed by an election. Partitions led at
-        the time of the call are reported at once.
-        """
-        raise NotImplementedError
+    def storage_failed(self, error: Exception) -> KafkaStorageError:
+        """The log directory, the only one, refused: everything here is offline, and the node is told once. What to answer."""
+        answer = error if isinstance(error, KafkaStorageError) else KafkaStorageError(str(error))
+        if self._disk_failed:
+            return answer
+        self._disk_failed = True
+        logger.error("the log directory failed, all its partitions are offline: %s", error)
+        led = [partition for partition in self._hosted if partition.leading is not None]
+        for partition in self._hosted:
+            partition.retire(offline=True)
+            self._fetchers.changed(partition)
+        for partition in led:
+            self._tell_listeners(partition, Change.FOLLOWS, True)
+        if self._on_disk_failure is not None:
+            self._on_disk_failure(str(error))
+        return answer
 
-    def topic_name(self, topic_id: TopicId) -> TopicName | None:
-        """By the image applied last."""
-        raise NotImplementedError
+    async def checkpoint_high_watermarks(self) -> None:
+        await self._logs.checkpoint_high_watermarks({partition.name: partition.high_watermark for partition in self._hosted})
+
+    def _isr_settled(self, partition: Partition) -> None:
+        partition.advance_high_watermark(now_ms=self._clock.monotonic_ms(), brokers=self.image.brokers)
+
+    async def _shrink_isrs(self) -> None:
+        now_ms = self._clock.monotonic_ms()
+        own_broker_epoch = self._hosted.own_broker_epoch
+        for partition in self._hosted:
+            leading = partition.leading
+            if leading is None or not leading.followers:
+                continue
+            change = leading.propose_shrink(leader_end_offset=partition.log.log_end_offset, now_ms=now_ms, own_broker_epoch=own_broker_epoch)
+            if change is not None:
+                logger.info("%s: asking to drop %s from the ISR", partition.name, sorted(change.removed))
+                self._isr_changes.submit(partition, change)
+            partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)  # A joiner that stalled holds it back no more.
+
+    async def _delete_old_segments(self) -> None:
+        now_ms = self._clock.wall_ms()
+        for partition in list(self._hosted):
+            if self._hosted.by_name.get(partition.name) is partition:
+                partition.log.delete_old_segments(now_ms, partition.high_watermark)
+            await asyncio.sleep(0)  # One partition at a time: a thousand of them must not hold the loop.
+
+    def _every(self, interval_ms: int, action: Callable[[], Coroutine[None, None, None]]) -> None:
+        async def repeat() -> None:
+            while True:
+                await asyncio.sleep(interval_ms / 1000)
+                if self._disk_failed:
+                    return
+                try:
+                    await action()
+                except (StorageError, KafkaStorageError) as error:
+                    self.storage_failed(error)
+
+        self._tasks.add(asyncio.get_running_loop().create_task(repeat()))

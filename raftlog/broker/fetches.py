@@ -1,0 +1,188 @@
+"""Serves Fetch: reads what is there, records a follower's progress, and parks a request that must wait.
+
+Cost is per partition asked for, once, and then per partition that something happened to. Reads come from the page
+cache; what is not there is read off the event loop, and the request is answered after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from raftlog.broker.hosted import HostedPartitions
+from raftlog.broker.isr import IsrChanges
+from raftlog.broker.partition import Partition
+from raftlog.broker.purgatory import FetchPurgatory, FetchWait
+from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
+from raftlog.environment import Clock
+from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, StorageError
+from raftlog.ids import NO_LEADER_EPOCH, NO_NODE
+
+OK: Final = ErrorCode.none
+# Answers to these tell who leads instead (KIP-951).
+_HINTED: Final = frozenset({ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
+
+
+class FetchService:
+    """The read side of a ReplicaManager."""
+
+    def __init__(self, hosted: HostedPartitions, clock: Clock, isr_changes: IsrChanges, on_storage_error: Callable[[Exception], object]) -> None:
+        self._hosted = hosted
+        self._clock = clock
+        self._isr_changes = isr_changes
+        self._on_storage_error = on_storage_error
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.purgatory = FetchPurgatory(self._answer)
+
+    async def close(self) -> None:
+        """Answer all that are parked; wait for reads under way."""
+        self.purgatory.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def fetch(self, limits: FetchLimits, targets: Sequence[FetchTarget]) -> list[Fetched] | Awaitable[list[Fetched]]:
+        """See ReplicaManager.fetch."""
+        partitions: list[Partition | None] = []
+        results: list[Fetched] = []
+        cold: list[int] = []
+        size_bytes = 0
+        now_ms = self._clock.monotonic_ms()
+        must_answer = limits.wait_ms_max <= 0 or not targets
+        for index, target in enumerate(targets):
+            partition = None
+            try:
+                partition = self._hosted.find_topic(target.topic, target.partition)
+                result = self._begin(partition, limits, target, now_ms, size_bytes)
+            except (ApiError, StorageError) as error:
+                result = self._failed(target, error)
+            if result is None:
+                assert partition is not None
+                cold.append(index)
+                result = partition.fetched(b"")
+            elif result.error_code is not OK or result.diverging is not None:
+                must_answer = True
+            size_bytes += len(result.records)
+            partitions.append(partition)
+            results.append(result)
+        if limits.is_follower:
+            self.purgatory.supersede(limits.replica_id, partitions)
+        if cold:
+            wait = FetchWait(limits, targets, partitions, results)
+            self._read_cold(wait, cold)
+            return wait.future
+        if must_answer or size_bytes >= limits.size_bytes_min:
+            return results
+        return self.purgatory.park(FetchWait(limits, targets, partitions, results))
+
+    def _begin(self, partition: Partition, limits: FetchLimits, target: FetchTarget, now_ms: int, size_bytes: int) -> Fetched | None:
+        """First look at one partition: check, record the follower's progress, read. None: the data is cold."""
+        leading = partition.require_leader(target.leader_epoch)
+        diverging = partition.check_fetch(target)
+        if diverging is not None:
+            return partition.fetched(b"", diverging)
+        if limits.is_follower:
+            image = self._hosted.image
+            if leading.record_fetch(
+                limits.replica_id,
+                fetch_offset=target.fetch_offset,
+                log_start_offset=target.log_start_offset,
+                broker_epoch=limits.replica_epoch,
+                leader_end_offset=partition.log.log_end_offset,
+                now_ms=now_ms,
+                brokers=image.brokers,
+            ):
+                partition.advance_high_watermark(now_ms=now_ms, brokers=image.brokers)
+            if len(leading.isr) < len(leading.replicas):
+                self.expand_isr(partition)
+        return self._read(partition, limits, target, size_bytes)
+
+    def expand_isr(self, partition: Partition) -> None:
+        """Ask for the admission of those who have caught up."""
+        leading = partition.leading
+        if leading is None:
+            return
+        change = leading.propose_expansion(self._hosted.image.brokers, own_broker_epoch=self._hosted.own_broker_epoch)
+        if change is not None:
+            self._isr_changes.submit(partition, change)
+
+    def _read(self, partition: Partition, limits: FetchLimits, target: FetchTarget, size_bytes: int) -> Fetched | None:
+        records = partition.read(
+            target,
+            is_follower=limits.is_follower,
+            size_bytes_max=min(target.size_bytes_max, limits.size_bytes_max - size_bytes),
+            minimum_one_batch=size_bytes == 0,  # Else a batch larger than the limits could never be read (KIP-74).
+        )
+        return None if records is None else partition.fetched(records)
+
+    def _answer(self, wait: FetchWait) -> None:
+        """A parked fetch is due: read what changed since it was parked."""
+        cold = []
+        results = wait.results
+        stale = sorted(wait.stale)
+        wait.stale.clear()
+        size_bytes = sum(len(result.records) for result in results) - sum(len(results[index].records) for index in stale)
+        for index in stale:
+            result = self._again(wait, index, size_bytes)
+            if result is None:
+                cold.append(index)
+                continue
+            results[index] = result
+            size_bytes += len(result.records)
+        if cold:
+            self._read_cold(wait, cold)
+        else:
+            wait.future.set_result(results)
+
+    def _again(self, wait: FetchWait, index: int, size_bytes: int) -> Fetched | None:
+        target, partition = wait.targets[index], wait.partitions[index]
+        assert partition is not None
+        try:
+            # By name again: meanwhile it may be gone from here, or be another topic's.
+            self._hosted.find_topic(target.topic, target.partition).require_leader(target.leader_epoch)
+            diverging = partition.check_fetch(target)
+            if diverging is not None:
+                return partition.fetched(b"", diverging)
+            return self._read(partition, wait.limits, target, size_bytes)
+        except (ApiError, StorageError) as error:
+            return self._failed(target, error)
+
+    def _read_cold(self, wait: FetchWait, cold: list[int]) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish_cold(wait, cold))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish_cold(self, wait: FetchWait, cold: list[int]) -> None:
+        """Read from the disk, one partition after the other within the size limits, then answer."""
+        size_bytes = sum(len(result.records) for result in wait.results)
+        for index in cold:
+            target, partition = wait.targets[index], wait.partitions[index]
+            assert partition is not None
+            if wait.future.done():
+                return
+            limits = wait.limits
+            size_bytes_max = min(target.size_bytes_max, limits.size_bytes_max - size_bytes)
+            if size_bytes_max <= 0 and size_bytes > 0:
+                continue
+            try:
+                partition.require_leader(target.leader_epoch)
+                partition.check_fetch(target)
+                end_offset = partition.log.log_end_offset if limits.is_follower else partition.high_watermark
+                records = await partition.log.read_cold(
+                    target.fetch_offset, size_bytes_max=size_bytes_max, end_offset=end_offset, minimum_one_batch=size_bytes == 0
+                )
+                partition.require_leader(target.leader_epoch)  # Lost meanwhile: what was read may have been truncated.
+                wait.results[index] = partition.fetched(records)
+            except (ApiError, StorageError) as error:
+                wait.results[index] = self._failed(target, error)
+            size_bytes += len(wait.results[index].records)
+        if not wait.future.done():
+            wait.future.set_result(wait.results)
+
+    def _failed(self, target: FetchTarget, error: ApiError | StorageError) -> Fetched:
+        if isinstance(error, StorageError | KafkaStorageError):
+            self._on_storage_error(error)
+            return Fetched(KafkaStorageError.code)
+        leader_id, leader_epoch = NO_NODE, NO_LEADER_EPOCH
+        if error.code in _HINTED:
+            leader_id, leader_epoch = self._hosted.leader_of_topic(target.topic, target.partition)
+        return Fetched(error.code, leader_id=leader_id, leader_epoch=leader_epoch)
