@@ -64,7 +64,9 @@ class GroupHandlers:
         """
         if context.api_version >= 4:
             return {"coordinators": [await self._find(context, request.key_type, key) for key in request.coordinator_keys]}
-        return await self._find(context, request.key_type, request.key)
+        answer = await self._find(context, request.key_type, request.key)
+        del answer["key"]
+        return answer
 
     async def _find(self, context: RequestContext, key_type: int, key: str) -> dict[str, Any]:
         try:
@@ -204,6 +206,7 @@ class GroupHandlers:
         if version < 2 and answer["error_code"] != ErrorCode.none:
             failed = {"committed_offset": NO_OFFSET, "metadata": "", "error_code": answer["error_code"]}
             return {"topics": _topic_answers(request.topics, lambda topic, item: failed, by="partition_indexes")}
+        del answer["group_id"]
         return answer
 
     async def _fetch_group(self, version: int, group_id: str, topics: Iterable[Fields] | None, require_stable: bool) -> dict[str, Any]:
