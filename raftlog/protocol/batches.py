@@ -46,6 +46,7 @@ CRC_START: Final = 21  # The CRC covers attributes and everything after them.
 BATCH_BYTES_MIN: Final = HEADER_BYTES - PREFIX_BYTES  # The least value of the length field.
 
 COMPRESSION_MASK: Final = 0x07
+COMPRESSION_MAX: Final = max(Compression).value
 LOG_APPEND_TIME: Final = 0x08
 TRANSACTIONAL: Final = 0x10
 CONTROL: Final = 0x20
@@ -170,8 +171,10 @@ def iterate_batches(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
         yield header, view[position : position + header.size_bytes]
 
 
-def validate(records: Buffer, *, batch_bytes_max: int) -> list[BatchHeader]:
-    """The headers of a client's batches, all of them checked; nothing may be written before this returns.
+def validate(records: Buffer, *, batch_bytes_max: int, from_client: bool = True) -> list[BatchHeader]:
+    """The headers of batches to be appended, all of them checked; nothing may be written before this returns.
+
+    A broker's own (`from_client` False) may be control batches and need no sequence.
 
     Raises UnsupportedForMessageFormat (magic 0 or 1), CorruptMessage (length, CRC, nothing there), MessageTooLarge (a
     batch larger than `batch_bytes_max`), InvalidRecord (count against offsets, base offset, control batch, sequence).
@@ -187,7 +190,7 @@ def validate(records: Buffer, *, batch_bytes_max: int) -> list[BatchHeader]:
             raise MessageTooLarge(f"the record batch of {size_bytes} bytes is larger than max.message.bytes {batch_bytes_max}")
         if crc32c(view[position + CRC_START : position + size_bytes]) != header.crc:
             raise CorruptMessage("the record batch's CRC does not match its content")
-        _check_client_header(header)
+        _check_new_header(header, from_client=from_client)
         headers.append(header)
         position += size_bytes
     if not headers:
@@ -225,17 +228,20 @@ def _check_frame(view: memoryview, position: int, end: int) -> BatchHeader:
     return header
 
 
-def _check_client_header(header: BatchHeader) -> None:
-    if header.record_count <= 0 or header.record_count != header.last_offset_delta + 1:
-        raise InvalidRecord(f"{header.record_count} records do not match the last offset delta {header.last_offset_delta}")
-    if header.base_offset != 0:
-        raise InvalidRecord(f"the base offset of a produced batch must be 0, not {header.base_offset}")
-    if header.attributes & CONTROL:
+def _check_new_header(header: BatchHeader, *, from_client: bool) -> None:
+    attributes, last_delta, _, _, producer_id, epoch, sequence, count = header[5:]
+    if count <= 0 or count != last_delta + 1:
+        raise InvalidRecord(f"{count} records do not match the last offset delta {last_delta}")
+    if header[0] != 0:
+        raise InvalidRecord(f"the base offset of a produced batch must be 0, not {header[0]}")
+    if attributes & COMPRESSION_MASK > COMPRESSION_MAX:
+        raise InvalidRecord(f"unknown compression {attributes & COMPRESSION_MASK}")
+    if not from_client:
+        return
+    if attributes & CONTROL:
         raise InvalidRecord("clients may not write control batches")
-    if header.attributes & COMPRESSION_MASK > Compression.ZSTD:
-        raise InvalidRecord(f"unknown compression {header.attributes & COMPRESSION_MASK}")
-    if header.producer_id >= 0 and (header.base_sequence < 0 or header.producer_epoch < 0):
-        raise InvalidRecord(f"producer {header.producer_id} sent epoch {header.producer_epoch}, sequence {header.base_sequence}")
+    if producer_id >= 0 and (sequence < 0 or epoch < 0):
+        raise InvalidRecord(f"producer {producer_id} sent epoch {epoch}, sequence {sequence}")
 
 
 def patch(length: int, *, base_offset: Offset, leader_epoch: LeaderEpoch) -> bytes:
