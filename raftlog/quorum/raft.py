@@ -305,6 +305,11 @@ class RaftEngine:
     def connected(self) -> frozenset[NodeId]:
         return frozenset(self._connected)
 
+    @property
+    def has_heard_of_leader(self) -> bool:
+        """Whether any leader, this voter included, was heard of since the start."""
+        return self._raft._SyncObj__raftLeader is not None or self.is_leader
+
     def match_index(self, peer: NodeId) -> int:
         """How far a follower is known to have this leader's log."""
         return self._raft._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)  # type: ignore[no-any-return]
@@ -334,6 +339,8 @@ class RaftEngine:
     def connect(self, peer: NodeId) -> None:
         self._connected.add(peer)
         self._transport.connect(self._nodes[peer])
+        if self.is_leader:
+            self._raft._SyncObj__newAppendEntriesTime = 0.0  # Let it know at once who leads.
 
     def disconnect(self, peer: NodeId) -> None:
         """The connection is gone, and with it what was still to be sent on it."""

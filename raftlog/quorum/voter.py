@@ -183,9 +183,13 @@ class Voter:
 
     # --- input --------------------------------------------------------------------------------------------------------
 
-    def connected(self, peer: NodeId) -> None:
+    def connected(self, peer: NodeId, *, hasten_s: float | None) -> None:
+        """A connection is open. Where all voters are connected and none of them leads, an election follows within `hasten_s`."""
         self._transfers.pop(peer, None)
         self._engine.connect(peer)
+        is_complete = len(self._engine.connected) == len(self._voters) - 1
+        if is_complete and hasten_s is not None and not self._engine.has_heard_of_leader:
+            self._engine.hasten_election(delay_s=hasten_s)
 
     def disconnected(self, peer: NodeId, *, hasten_s: float | None) -> None:
         """A connection ended. Where it was the leader's, an election follows within `hasten_s` (None: at the normal time)."""
