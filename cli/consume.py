@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MESSAGES_PER_POLL_MAX: Final = 500
 POLL_S: Final = 0.2
 SILENCE_S_MAX: Final = 30.0  # Reading until the end must end, also when the cluster is gone; long enough for a failover.
+JOIN_S_MAX: Final = 330.0  # A group waits for members that died without a word: up to their max.poll.interval.ms, 300 s.
 UNUSED_GROUP: Final = "raftlog-cli"  # librdkafka wants a name even where no group is joined and nothing is committed.
 
 
@@ -123,8 +124,9 @@ def print_records(
             now_s = time.monotonic()
             if batch:
                 heard_s = now_s
-            elif not follow and now_s - heard_s > SILENCE_S_MAX:
-                raise Unreachable(f"no answer from the cluster for {SILENCE_S_MAX:.0f} s; asked {session.bootstrap_servers}")
+            silence_s_max = SILENCE_S_MAX if reading.assigned is not None else JOIN_S_MAX
+            if not follow and now_s - heard_s > silence_s_max:
+                raise Unreachable(f"no answer from the cluster for {silence_s_max:.0f} s; asked {session.bootstrap_servers}")
     except KeyboardInterrupt:
         return
 

@@ -22,8 +22,8 @@ def list_groups(session: Session) -> int:
     admin = session.admin()
     with session.translated():
         result = admin.list_consumer_groups(request_timeout=session.timeout_s).result()
-        for error in result.errors:
-            raise error
+        for problem in result.errors:
+            raise session.problem(problem)
     rows = [{"group": group.group_id, "state": state_name(group.state)} for group in sorted(result.valid, key=lambda group: group.group_id)]
     if session.as_json:
         print_json(rows)

@@ -65,7 +65,7 @@ class WireClient:
         return self._ask(api_key, version, fields)
 
     def _ask(self, api_key: int, version: int, fields: Mapping[str, Any]) -> Fields:
-        from raftlog.protocol.messages import decode_response, encode_request
+        from raftlog.protocol.messages import MalformedFrame, decode_response, encode_request
 
         self._correlation_id += 1
         frame = encode_request(api_key, version, self._correlation_id, CLIENT_ID, fields)
@@ -78,7 +78,10 @@ class WireClient:
             answer = self._read(size, deadline)
         except OSError as error:
             raise self._gone(error) from None
-        _, decoded = decode_response(api_key, version, answer)
+        try:
+            _, decoded = decode_response(api_key, version, answer)
+        except MalformedFrame as error:
+            raise CliError(f"{self.address}: {error}") from None
         return decoded
 
     def _read(self, size: int, deadline: float) -> bytes:
