@@ -142,11 +142,11 @@ class LiveView:
 
         view = self._view
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("node", "address", "state", "role", "leads", "in sync", "restarts", "pid"):
-            table.add_column(name, justify="right" if name in ("leads", "in sync", "restarts", "pid") else "left")
+        for name in ("node", "address", "state", "controller", "leads", "in sync", "restarts", "pid"):
+            table.add_column(name, justify="right" if name in ("leads", "in sync", "restarts", "pid") else "left", no_wrap=True)
         for node in self.supervisor.nodes:
             known = view is not None and node.node_id in view.brokers
-            role = "controller (active), broker" if view is not None and view.controller == node.node_id else "controller, broker"
+            role = "active" if view is not None and view.controller == node.node_id else "voter"
             state = "ready" if known and node.state.value == "running" else "starting" if node.state.value == "running" else node.state.value
             leads = str(view.leads.get(node.node_id, 0)) if view is not None else "-"
             in_sync = str(view.in_sync.get(node.node_id, 0)) if view is not None else "-"
