@@ -1,7 +1,7 @@
 """Produce v3-v13 (key 0), packed by hand: the records are not touched, and nothing but them is proportional to their size.
 
-Measured on one core, one partition, v9 to v12: parsing 2.0 µs and encoding 1.5 µs, against 14 µs and 33 µs by kio's
-schemas. Source: https://kafka.apache.org/protocol#The_Messages_Produce, KIP-467, KIP-951, KIP-516.
+Measured on one core, one partition: parsing takes 1.8 µs and encoding 2.0 µs (by the schemas: 5.3 µs and 3.3 µs).
+Source: https://kafka.apache.org/protocol#The_Messages_Produce, KIP-467, KIP-951, KIP-516.
 """
 
 from __future__ import annotations
