@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from raftlog.broker.channel import ControllerChannel
+from raftlog.broker.offsets_topic import offsets_topic_configs
 from raftlog.config import Settings
 from raftlog.errors import ApiError, ErrorCode
 from raftlog.ids import GROUP_METADATA_TOPIC, TopicName
@@ -70,7 +71,7 @@ class AutoTopics:
                 "num_partitions": settings.offsets_topic_num_partitions,
                 "replication_factor": settings.offsets_topic_replication_factor,
                 "assignments": [],
-                "configs": [{"name": "segment.bytes", "value": str(settings.offsets_topic_segment_bytes)}],
+                "configs": offsets_topic_configs(settings),
             }
         return {
             "name": name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from raftlog.broker.coordinator_log import CoordinatorLog, InternalAppends
 from raftlog.core.coordinators.events import Answer, LeavingMember, Write
@@ -19,12 +19,20 @@ from raftlog.core.coordinators.rebalance import Step
 from raftlog.core.coordinators.records import CoordinatorRecord, GroupKey, decode
 from raftlog.core.coordinators.shard import Shard, ShardSettings, append_error
 from raftlog.environment import Environment
-from raftlog.errors import ApiError, CoordinatorLoadInProgress, ErrorCode, NotCoordinator, NotLeaderOrFollower, error_for
+from raftlog.errors import (
+    ApiError,
+    CoordinatorLoadInProgress,
+    ErrorCode,
+    FencedLeaderEpoch,
+    NotCoordinator,
+    NotLeaderOrFollower,
+    UnknownTopicOrPartition,
+    error_for,
+)
 from raftlog.ids import LeaderEpoch, Offset, TopicPartition
 from raftlog.protocol.batches import decode_records
 
 LOAD_RETRY_PAUSE_MS: Final = 500
-EARLIEST_TIMESTAMP: Final = -2  # ListOffsets' name for the log start.
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +40,8 @@ logger = logging.getLogger(__name__)
 class CoordinatedReplicas(InternalAppends, Protocol):
     """What is needed of `broker.replicas.ReplicaManager`."""
 
-    def read_committed(self, partition: TopicPartition, start_offset: Offset) -> AsyncIterator[bytes]: ...
-
-    async def list_offset(self, partition: TopicPartition, timestamp_ms: int) -> Any: ...
+    def read_committed(self, partition: TopicPartition, start_offset: Offset) -> AsyncIterator[bytes]:
+        """All batches from `start_offset`, or the log start, to what had been appended when this broker was elected, and more."""
 
 
 class CoordinatorPartition:
@@ -94,8 +101,10 @@ class CoordinatorPartition:
         while True:
             try:
                 shard = await self._read()
-            except NotLeaderOrFollower:
-                return  # The resignation is on its way.
+            except (NotLeaderOrFollower, FencedLeaderEpoch, UnknownTopicOrPartition) as error:
+                logger.debug("loading %s: %s", self.partition, error)  # The resignation is on its way.
+                await asyncio.sleep(LOAD_RETRY_PAUSE_MS / 1000)
+                continue
             except Exception:
                 logger.exception("%s could not be loaded; trying again", self.partition)
                 await asyncio.sleep(LOAD_RETRY_PAUSE_MS / 1000)
@@ -108,9 +117,8 @@ class CoordinatorPartition:
     async def _read(self) -> Shard:
         """The shard as the whole committed log tells it; decided anew from the start at each election."""
         shard = Shard(self._settings)
-        start = await self._replicas.list_offset(self.partition, EARLIEST_TIMESTAMP)
         count = 0
-        async for chunk in self._replicas.read_committed(self.partition, start.offset):
+        async for chunk in self._replicas.read_committed(self.partition, 0):
             for record in decode_records(chunk):
                 self._replay(shard, record.offset, record.key, record.value)
                 count += 1

@@ -23,7 +23,6 @@ CREATE_TIMEOUT_MS: Final = 10_000
 LEADERS_WAIT_MS: Final = 2_000  # FindCoordinator waits so long for the topic; then its client asks again.
 MISSING_BROKERS_PATIENCE_MS: Final = 5_000  # Brokers that the configuration names get so long to appear.
 RETRY_PAUSE_MS: Final = 100
-TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1"}  # Offsets do not age by their place in the log.
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +70,12 @@ class OffsetsTopic:
     async def _create(self) -> None:
         """Raises RequestTimedOut, CoordinatorNotAvailable; the next client that asks starts anew."""
         replicas = await self._replica_count()
-        configs = {**TOPIC_CONFIGS, "segment.bytes": str(self._settings.offsets_topic_segment_bytes)}
         topic = {
             "name": GROUP_METADATA_TOPIC,
             "num_partitions": self._settings.offsets_topic_num_partitions,
             "replication_factor": replicas,
             "assignments": (),
-            "configs": tuple({"name": name, "value": value} for name, value in configs.items()),
+            "configs": offsets_topic_configs(self._settings),
         }
         fields = {"topics": (topic,), "timeout": CREATE_TIMEOUT_MS, "validate_only": False}
         answer = await self._channel.request(ApiKey.CREATE_TOPICS, fields, timeout_ms=CREATE_TIMEOUT_MS)
@@ -102,6 +100,12 @@ class OffsetsTopic:
             except ApiError:
                 if self._clock.monotonic_ms() >= deadline_ms + CREATE_TIMEOUT_MS:
                     raise CoordinatorNotAvailable("no broker is live") from None
+
+
+def offsets_topic_configs(settings: Settings) -> list[dict[str, str]]:
+    """For CreateTopics: offsets do not age by their place in the log, so no retention of the log may touch them."""
+    configs = {"retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(settings.offsets_topic_segment_bytes)}
+    return [{"name": name, "value": value} for name, value in configs.items()]
 
 
 def _is_ready(image: MetadataImage) -> bool:
