@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -205,7 +206,7 @@ class OsFiles:
             raise _failure("read", path, error) from error
 
     def replace(self, path: str, content: bytes) -> None:
-        temporary = path + ".tmp"
+        temporary = f"{path}.{threading.get_ident()}.tmp"  # Two threads never write the same one.
         try:
             with open(temporary, "wb") as file:
                 file.write(content)

@@ -25,11 +25,12 @@ _TIME_ENTRY: Final = struct.Struct(">qi")
 class OffsetIndex:
     """Maps an offset to the byte position of a batch at or before it. Entries grow strictly in both."""
 
-    __slots__ = ("_offsets", "_positions", "base_offset", "written_count")
+    __slots__ = ("_offsets", "_positions", "base_offset", "is_file_longer", "written_count")
 
     def __init__(self, base_offset: Offset) -> None:
         self.base_offset = base_offset
-        self.written_count = 0  # How many entries the file has.
+        self.written_count = 0  # How many of the entries the file begins with.
+        self.is_file_longer = False  # It may have others behind them.
         self._offsets = array("I")
         self._positions = array("I")
 
@@ -61,7 +62,9 @@ class OffsetIndex:
         keep = bisect_left(self._positions, size_bytes)
         del self._offsets[keep:]
         del self._positions[keep:]
-        self.written_count = min(self.written_count, keep)
+        if keep < self.written_count:
+            self.written_count = keep
+            self.is_file_longer = True
 
     def unwritten(self) -> bytes:
         """The entries that the file lacks, in its format."""
@@ -89,17 +92,19 @@ class OffsetIndex:
                 break
             last_offset, last_position = offset, position
         index.written_count = len(index._offsets)
+        index.is_file_longer = index.written_count * OFFSET_ENTRY_BYTES < len(content)
         return index
 
 
 class TimeIndex:
     """Maps a time to an offset: an entry (t, o) says that no record after offset `o` has been needed to see time `t`."""
 
-    __slots__ = ("_offsets", "_timestamps", "base_offset", "written_count")
+    __slots__ = ("_offsets", "_timestamps", "base_offset", "is_file_longer", "written_count")
 
     def __init__(self, base_offset: Offset) -> None:
         self.base_offset = base_offset
         self.written_count = 0
+        self.is_file_longer = False
         self._timestamps = array("q")
         self._offsets = array("I")
 
@@ -133,7 +138,9 @@ class TimeIndex:
         keep = bisect_left(self._offsets, max(end_offset - self.base_offset, 0))
         del self._timestamps[keep:]
         del self._offsets[keep:]
-        self.written_count = min(self.written_count, keep)
+        if keep < self.written_count:
+            self.written_count = keep
+            self.is_file_longer = True
 
     def unwritten(self) -> bytes:
         """The entries that the file lacks, in its format."""
@@ -154,4 +161,5 @@ class TimeIndex:
             index._offsets.append(offset)
             last_timestamp_ms, last_offset = timestamp_ms, offset
         index.written_count = len(index._timestamps)
+        index.is_file_longer = index.written_count * TIME_ENTRY_BYTES < len(content)
         return index

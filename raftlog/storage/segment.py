@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from raftlog.environment import Buffer, File
 from raftlog.ids import NO_TIMESTAMP, Offset
-from raftlog.protocol.batches import HEADER_BYTES, iterate_headers, parse_header, size_at
+from raftlog.protocol.batches import HEADER_BYTES, BatchHeader, iterate_headers, parse_header, size_at
 from raftlog.storage.handles import OpenFiles
 from raftlog.storage.indexes import OFFSET_ENTRY_BYTES, RELATIVE_OFFSET_MAX, TIME_ENTRY_BYTES, OffsetIndex, TimeIndex
-from raftlog.storage.scanning import Found, Scan, chunks, read_warm
+from raftlog.storage.scanning import Found, Scan, batches_between, chunks, read_warm
 
 LOG_SUFFIX: Final = ".log"
 INDEX_SUFFIX: Final = ".index"
@@ -26,6 +26,9 @@ SNAPSHOT_SUFFIX: Final = ".snapshot"
 RECENT_BATCHES_MAX: Final = 256  # Whose exact positions are known: where followers and tailing consumers read.
 HINTS_MAX: Final = 64  # Positions where sequential readers left off.
 WALK_BYTES: Final = 16 * 1024  # Read at once to find a batch between two index entries.
+
+BEHIND: Final = memoryview(b"")
+"""The result of a read, by identity: all batches of the segment end before the offset."""
 
 Steps: TypeAlias = Generator[tuple[int, int], Buffer, Buffer]
 """A read in steps: yields (position, size in bytes) to read, is sent those bytes, returns the result."""
@@ -111,6 +114,11 @@ class Segment:
         if self._file is not None:
             self._handles.forget(self)
             self.release()
+
+    @property
+    def last_offset(self) -> Offset | None:
+        """Of the last batch that was appended, recovered or found by `load_tail`; None when that isn't known."""
+        return self._recent_ends[-1] if self._recent_ends else None
 
     @property
     def index(self) -> OffsetIndex:
@@ -218,7 +226,7 @@ class Segment:
             if index is None:
                 continue
             path = self.path(suffix)
-            if index.written_count == len(index) and self._handles.files.exists(path):
+            if index.written_count == len(index) and not index.is_file_longer and self._handles.files.exists(path):
                 continue
             file = self._handles.files.open(path, create=True)
             try:
@@ -230,11 +238,12 @@ class Segment:
             finally:
                 file.close()
             index.written_count = len(index)
+            index.is_file_longer = False
             changed.append(path)
         return changed
 
     def sync(self) -> None:
-        """Bring the log to disk, blocking; the indexes can be rebuilt and are only written. Raises StorageError."""
+        """Bring the log to disk, blocking; not its indexes. Raises StorageError."""
         self.file.sync()
 
     async def sync_all(self) -> None:
@@ -305,6 +314,7 @@ class Segment:
         end = self.file.size()
         self.size_bytes = 0
         self._index, self._time_index = OffsetIndex(self.base_offset), TimeIndex(self.base_offset)
+        self._index.is_file_longer = self._time_index.is_file_longer = True
         self.max_timestamp_ms, self.max_timestamp_offset = NO_TIMESTAMP, self.base_offset
         self._is_newest_known = True
         self._bytes_since_entry = 0
@@ -351,6 +361,18 @@ class Segment:
             return None
         return self.first_timestamp_ms
 
+    def locate(self, offset: Offset) -> tuple[int, Offset | None]:
+        """The position of the first batch that ends at or after `offset` and its base offset; (size, None) without one. May block."""
+        for position, header, _ in batches_between(self.file, self.index.position_for(offset), self.size_bytes):
+            if header.last_offset >= offset:
+                return position, header.base_offset
+        return self.size_bytes, None
+
+    def batches_from(self, offset: Offset) -> Iterator[tuple[BatchHeader, memoryview]]:
+        """Each batch from about the one that holds `offset` on; may block."""
+        for _, header, batch in batches_between(self.file, self.index.position_for(offset), self.size_bytes):
+            yield header, batch
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def find(self, offset: Offset) -> Find:
@@ -383,6 +405,8 @@ class Segment:
     def read(self, offset: Offset, *, size_bytes_max: int, end_offset: Offset | None, minimum_one_batch: bool) -> Steps:
         """Whole batches from the one that holds `offset`, those before `end_offset` (None: all of the segment). In steps."""
         start = yield from self.find(offset)
+        if start == self.size_bytes:
+            return BEHIND
         limit = self.size_bytes if end_offset is None else (yield from self.find(end_offset))
         if limit <= start:
             return b""
