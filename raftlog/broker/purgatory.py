@@ -167,7 +167,7 @@ class FetchPurgatory:
         """
         parked = self._by_replica.get(replica_id)
         if parked:
-            asked = set(partitions)
+            asked = {partition for partition in partitions if partition is not None}
             for wait in list(parked):
                 if not asked.isdisjoint(wait.partitions):
                     self._release(wait)
