@@ -20,9 +20,11 @@ from typing import Any, Final, Self, TypeVar
 
 from raftlog.config import Settings, load
 from raftlog.environment import Environment, ListeningSocket, SystemClock
-from raftlog.errors import RaftlogError
+from raftlog.errors import RaftlogError, error_for
 from raftlog.ids import NO_NODE, NodeId, TopicPartition
 from raftlog.network.listener import ACCEPT_BACKLOG, OsNetwork
+from raftlog.protocol.apis import ApiKey
+from raftlog.server.broker_role import BrokerRole
 from raftlog.server.node import Node
 from raftlog.storage.files import OsFiles
 from raftlog.testing.mortal import MortalEnvironment
@@ -216,9 +218,19 @@ class Cluster:
             "assignments": [],
             "configs": [{"name": key, "value": _text(value)} for key, value in config.items()],
         }
-        await next(iter(self._nodes.values())).create_topics([topic], timeout_ms=CALL_TIMEOUT_MS // 2)
-        waits = [node.wait_for_topic(name, timeout_ms=CALL_TIMEOUT_MS // 2) for node in self._nodes.values()]
-        await asyncio.gather(*waits)
+        timeout_ms = CALL_TIMEOUT_MS // 2
+        fields = {"topics": [topic], "timeout": timeout_ms, "validate_only": False}
+        answer = await self._broker_of(next(iter(self._nodes))).channel.request(ApiKey.CREATE_TOPICS, fields, timeout_ms=timeout_ms)
+        result = answer.topics[0]
+        if result.error_code:
+            raise error_for(result.error_code, result.error_message)
+        images = (node.metadata.wait_for(lambda image: name in image.topics, timeout_ms=timeout_ms) for node in self._nodes.values())
+        await asyncio.gather(*images)
+
+    def _broker_of(self, node_id: NodeId) -> BrokerRole:
+        broker = self._nodes[node_id].broker
+        assert broker is not None
+        return broker
 
     def _newest_image(self) -> Any:
         return max((node.image for node in self._nodes.values()), key=lambda image: image.offset)

@@ -130,14 +130,11 @@ class ClusterHandlers:
             }
         image = self._metadata.image
         live = _live_brokers(image, context.listener)
-        brokers = [{**broker, "broker_id": broker["node_id"], "is_fenced": False} for broker in live]
-        if request.include_fenced_brokers:
-            for node_id, broker in sorted(image.brokers.items()):
-                endpoint = broker.endpoints.get(context.listener)
-                if broker.fenced and endpoint is not None:
-                    brokers.append({"broker_id": node_id, "host": endpoint.host, "port": endpoint.port, "rack": broker.rack, "is_fenced": True})
-        for broker in brokers:
-            broker.pop("node_id", None)
+        brokers = [
+            {"broker_id": node_id, "host": endpoint.host, "port": endpoint.port, "rack": broker.rack, "is_fenced": broker.fenced}
+            for node_id, broker in sorted(image.brokers.items())
+            if (endpoint := broker.endpoints.get(context.listener)) is not None and (request.include_fenced_brokers or not broker.fenced)
+        ]
         return {
             "cluster_id": self._cluster_id,
             "endpoint_type": BROKERS,
@@ -231,7 +228,7 @@ def _partition(image: MetadataImage, number: int, partition: Partition, listener
     if version == 0 and offline:
         replicas = [node_id for node_id in partition.replicas if node_id not in offline]
         isr = [node_id for node_id in partition.isr if node_id not in offline]
-        code = code or ErrorCode.replica_not_available
+        code = ErrorCode.replica_not_available if code is ErrorCode.none else code
     return {
         "error_code": code,
         "partition_index": number,

@@ -1,0 +1,99 @@
+"""The controller half of a node: a voter of the quorum, the controller on top of it, and the controllers' listener."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from raftlog.config import Settings
+from raftlog.core.metadata.features import KRAFT_VERSION_FEATURE, SUPPORTED_FEATURES
+from raftlog.environment import Environment
+from raftlog.ids import LeaderEpoch, NodeId, Offset
+from raftlog.network.listener import Listener
+from raftlog.protocol.messages import API_VERSIONS_CONTROLLER
+from raftlog.quorum.controller import Controller
+from raftlog.quorum.quorum import RAFT_API_KEY, CommittedBatch, Leadership, Quorum
+from raftlog.server.features import describe_features
+from raftlog.server.handlers.controller import ControllerHandlers
+from raftlog.server.handlers.metadata_log import MetadataLogHandlers
+from raftlog.server.router import Router
+
+CONTROLLER_FEATURES: Final[Mapping[str, tuple[int, int]]] = {**SUPPORTED_FEATURES, KRAFT_VERSION_FEATURE: (0, 1)}
+
+
+class ControllerRole:
+    """Everything of a node that takes part in the quorum."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Environment,
+        *,
+        cluster_id: str,
+        on_fatal: Callable[[str], None],
+        on_leader: Callable[[NodeId], None],
+    ) -> None:
+        """`on_leader` hears who leads the quorum, NO_NODE while nobody does."""
+        self._on_leader = on_leader
+        self.controller = Controller(settings, environment, cluster_id=cluster_id)
+        self.quorum = Quorum(
+            settings=settings,
+            environment=environment,
+            cluster_id=cluster_id,
+            state_machine=_Watched(self.controller, self._leadership_changed),
+            on_fatal=lambda error: on_fatal(f"the metadata quorum stopped on this node: {error}"),
+        )
+        self.controller.attach(self.quorum)
+        self._log_handlers = MetadataLogHandlers(settings, quorum=self.quorum, cluster_id=cluster_id, clock=environment.clock)
+        own = ControllerHandlers(self.controller, settings=settings, cluster_id=cluster_id)
+        self.router = Router(
+            {**own.handlers(), **self._log_handlers.handlers()},
+            {**own.raw_handlers(), **self._log_handlers.raw_handlers(), RAFT_API_KEY: self.quorum.raft_handler},
+            API_VERSIONS_CONTROLLER,
+            features=lambda: describe_features(self.controller.image, CONTROLLER_FEATURES),
+        )
+        own.route(self.router)
+        self.listeners: dict[str, Listener] = {
+            endpoint.listener: Listener(
+                environment.network, endpoint.host, endpoint.port, self.router.dispatch, listener_name=endpoint.listener, settings=settings
+            )
+            for endpoint in settings.endpoints
+            if endpoint.listener in settings.controller_listener_names
+        }
+
+    @property
+    def is_active(self) -> bool:
+        return self.controller.is_active
+
+    async def start(self) -> None:
+        """Listen, recover the metadata log, and take part. Raises RaftlogError."""
+        for listener in self.listeners.values():
+            await listener.start()
+        await self.quorum.start()
+
+    async def close(self) -> None:
+        await self.controller.close()
+        await self.quorum.close()
+        for listener in self.listeners.values():
+            await listener.close()
+
+    def _leadership_changed(self, leadership: Leadership) -> None:
+        self._log_handlers.leadership_changed()
+        self._on_leader(leadership.leader_id)
+
+
+class _Watched:
+    """The controller as the quorum's state machine, with somebody else to hear of leadership as well."""
+
+    def __init__(self, controller: Controller, leadership_changed: Callable[[Leadership], None]) -> None:
+        self._controller = controller
+        self._also = leadership_changed
+        self.apply: Callable[[CommittedBatch], None] = controller.apply
+        self.take_snapshot: Callable[[], Iterable[bytes]] = controller.take_snapshot
+
+    def load_snapshot(self, records: Iterable[bytes], *, end_offset: Offset, epoch: LeaderEpoch) -> None:
+        self._controller.load_snapshot(records, end_offset=end_offset, epoch=epoch)
+
+    def leadership_changed(self, leadership: Leadership) -> None:
+        self._controller.leadership_changed(leadership)
+        self._also(leadership)

@@ -1,0 +1,219 @@
+"""One node: a controller, a broker or both, from its settings and an environment to a running whole and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
+
+from raftlog.broker.metadata import MetadataFollower
+from raftlog.broker.metadata_fetcher import MetadataFetcher
+from raftlog.config import Settings
+from raftlog.core.metadata.image import MetadataImage
+from raftlog.environment import Environment
+from raftlog.errors import RaftlogError, StorageError
+from raftlog.ids import NO_NODE, NodeId
+from raftlog.server.broker_role import BrokerRole
+from raftlog.server.controller_role import ControllerRole
+from raftlog.server.metrics import MetricsServer
+from raftlog.storage import checkpoints
+from raftlog.storage.manager import LogManager
+
+STOP_STEP_TIMEOUT_MS: Final = 15_000  # No part may keep a node from stopping for longer.
+
+logger = logging.getLogger(__name__)
+
+
+class NodeFailed(RaftlogError):
+    """The node can't go on; one line says why."""
+
+
+class Node:
+    """One node on the running event loop. `start`, `wait_until_ready`, then `stop` or `kill`, once each.
+
+    The data directory is locked, and bound to one cluster and node id for ever. Without a `cluster_id` it must have been
+    prepared; with one, an empty directory is prepared for that cluster.
+    """
+
+    def __init__(self, settings: Settings, environment: Environment, *, cluster_id: str | None = None) -> None:
+        self.settings = settings
+        self._environment = environment
+        self._wanted_cluster_id = cluster_id
+        self.cluster_id = ""
+        self.logs: LogManager | None = None
+        self.controller: ControllerRole | None = None
+        self.broker: BrokerRole | None = None
+        self.fetcher: MetadataFetcher | None = None
+        self._metrics: MetricsServer | None = None
+        self.metadata = MetadataFollower(MetadataImage())
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.settings.node_id
+
+    @property
+    def image(self) -> MetadataImage:
+        """The newest metadata this node has."""
+        return self.metadata.image
+
+    @property
+    def is_active_controller(self) -> bool:
+        return self.controller is not None and self.controller.is_active
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The actual port of each listener, by its name."""
+        roles = [role for role in (self.controller, self.broker) if role is not None]
+        return {name: listener.port for role in roles for name, listener in role.listeners.items()}
+
+    async def start(self) -> None:
+        """Open the data, take the ports, join the quorum; joining the cluster goes on in the background.
+
+        Raises RaftlogError, one line, for what this node alone can't get over: its directory, its ports. Nothing of it is
+        left running then.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def _start(self) -> None:
+        settings, environment = self.settings, self._environment
+        self.cluster_id = self._identify()
+        self.logs = LogManager(environment, settings)
+        await self.logs.open(self.cluster_id, settings.node_id)
+        if settings.is_broker:
+            self.broker = BrokerRole(settings, environment, cluster_id=self.cluster_id, logs=self.logs, metadata=self.metadata, on_fatal=self.fail)
+            await self.broker.open()
+        if settings.is_controller:
+            self.controller = ControllerRole(settings, environment, cluster_id=self.cluster_id, on_fatal=self.fail, on_leader=self._leader_is)
+            self.controller.controller.subscribe(self.metadata.publish)
+            await self.controller.start()
+        else:
+            self.fetcher = MetadataFetcher(
+                settings,
+                environment,
+                cluster_id=self.cluster_id,
+                follower=self.metadata,
+                on_leader=self._leader_is,
+                broker_epoch=self._broker_epoch,
+            )
+            self._watch(self.fetcher.start())
+        if settings.metrics_listener is not None:
+            self._metrics = MetricsServer(self, environment.network, settings.metrics_listener)
+            await self._metrics.start()
+        self._spawn(self._join())
+
+    async def wait_until_ready(self) -> None:
+        """Until this node serves: a broker is unfenced, a mere controller knows a leader. Raises NodeFailed."""
+        waiting: set[asyncio.Future[Any]] = {self._ready, self.failed}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if self.failed.done() and not self.failed.cancelled():
+            raise NodeFailed(self.failed.result())
+        await self._ready
+
+    def fail(self, reason: str) -> None:
+        """Something that this node can't go on without is lost; whoever runs it is to stop it. The first reason counts."""
+        if not self._stopping and not self.failed.done():
+            logger.error("%s", reason)
+            self.failed.set_result(reason)
+
+    async def stop(self) -> None:
+        """A clean shutdown: leadership is handed over, logs are flushed and marked clean. Bounded in time."""
+        self._stopping = True
+        if self.broker is not None and not self.failed.done():
+            await self._step("handing leadership over", self.broker.leave())
+        await self._close_parts()
+        if self.logs is not None:
+            await self._step("closing the logs", self.logs.close())
+
+    async def kill(self) -> None:
+        """Drop everything without handing over or marking the logs clean, as a crash does."""
+        self._stopping = True
+        await self._close_parts()
+        if self.logs is not None:
+            self.logs.abandon()
+
+    async def _close_parts(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        parts: list[tuple[str, Any]] = [
+            ("metrics", self._metrics),
+            ("broker", self.broker),
+            ("metadata fetcher", self.fetcher),
+            ("controller", self.controller),
+        ]
+        for name, part in parts:
+            if part is not None:
+                await self._step(f"closing the {name}", part.close())
+        if not self._ready.done():
+            self._ready.cancel()
+
+    async def _step(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """One step of stopping: an error or a time-out in it must not keep the next ones from being taken."""
+        try:
+            await asyncio.wait_for(work, STOP_STEP_TIMEOUT_MS / 1000)
+        except TimeoutError:
+            logger.warning("%s took more than %d ms", name, STOP_STEP_TIMEOUT_MS)
+        except Exception as error:
+            logger.warning("%s failed: %s", name, error)
+            logger.debug("the traceback of it", exc_info=error)
+
+    async def _join(self) -> None:
+        if self.broker is not None:
+            await self.broker.join()
+        else:
+            await self.metadata.wait_for(lambda image: image.offset > 0, timeout_ms=2**31)
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _identify(self) -> str:
+        """The cluster id: that of meta.properties, which must be the wanted one. Raises StorageError."""
+        files, wanted = self._environment.files, self._wanted_cluster_id
+        path = f"{self.settings.data_directory}/{checkpoints.META_PROPERTIES}"
+        if not files.exists(path):
+            if wanted is None:
+                raise StorageError(f"{self.settings.data_directory} is not prepared: run `raftlog quorum init` first")
+            return wanted
+        found = checkpoints.read(files, path, checkpoints.MetaProperties.parse)
+        if wanted is not None and found.cluster_id != wanted:
+            raise StorageError(f"wrong cluster id: {self.settings.data_directory} belongs to cluster {found.cluster_id}, not {wanted}")
+        return found.cluster_id
+
+    def _leader_is(self, node_id: NodeId) -> None:
+        if self.broker is not None:
+            self.broker.controller_is(node_id)
+
+    def _broker_epoch(self) -> int:
+        if self.broker is None or self.broker.lifecycle is None:
+            return NO_NODE
+        return self.broker.lifecycle.broker_epoch
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._watch(asyncio.get_running_loop().create_task(work))
+
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        """A task that the node can't do without: an error in it is the node's end."""
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self.fail(str(error) if isinstance(error, RaftlogError) else f"{type(error).__name__}: {error}")
+            logger.debug("the traceback of it", exc_info=error)
