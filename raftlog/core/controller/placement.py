@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raftlog.core.metadata.image import Broker, BrokerLoad, MetadataImage
+from raftlog.core.metadata.image import Broker, MetadataImage
 from raftlog.errors import InvalidReplicationFactor
 from raftlog.ids import NodeId
 
@@ -54,11 +54,14 @@ def place(image: MetadataImage, *, partitions: int, replication_factor: int, cha
     load = {broker.node_id: list(image.load(broker.node_id)) for broker in usable}
     placements: list[tuple[NodeId, ...]] = []
     racks: list[_Rack] = []
+    rank: dict[NodeId, float] = {}
     for index in range(partitions):
-        # A full round gave every unfenced broker one leadership: order them anew, so that the next round has other neighbours.
-        turn = index % len(unfenced)
+        # A full round gave every unfenced broker one leadership. The next one goes backwards, the one after in a new order: so a
+        # leader's followers differ from partition to partition, and its leaderships spread when it fails.
+        round_number, turn = divmod(index, len(unfenced))
         if turn == 0:
-            racks = _racks(usable, {node_id: BrokerLoad(*weights) for node_id, weights in load.items()}, chance)
+            rank = {broker.node_id: -rank[broker.node_id] if round_number % 2 else chance.random() for broker in usable}
+            racks = _racks(usable, {node_id: (weights[1], weights[2], rank[node_id]) for node_id, weights in load.items()})
         replicas = _place_one(racks, turn, replication_factor)
         placements.append(replicas)
         load[replicas[0]][1] += 1
@@ -67,9 +70,8 @@ def place(image: MetadataImage, *, partitions: int, replication_factor: int, cha
     return placements
 
 
-def _racks(brokers: Iterable[Broker], load: Mapping[NodeId, BrokerLoad], chance: Chance) -> list[_Rack]:
-    """The racks, the least loaded first, each with its brokers in the same order; chance decides between equals."""
-    weight = {broker.node_id: (load[broker.node_id].preferred, load[broker.node_id].replicas, chance.random()) for broker in brokers}
+def _racks(brokers: Iterable[Broker], weight: Mapping[NodeId, tuple[int, int, float]]) -> list[_Rack]:
+    """The racks, the one with the lightest broker first, each with its brokers in the same order."""
     by_rack: dict[str | None, list[Broker]] = {}
     for broker in sorted(brokers, key=lambda broker: weight[broker.node_id]):
         by_rack.setdefault(broker.rack, []).append(broker)

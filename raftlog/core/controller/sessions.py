@@ -10,12 +10,13 @@ from raftlog.ids import BrokerEpoch, NodeId
 
 @dataclass(slots=True)
 class Session:
-    """`connected`: how many open connections have carried a heartbeat; `lost`: the last of them closed, and the grace is over."""
+    """`connected`: how many open connections have carried a heartbeat. `gone`: the last of them closed; `lost`: and it was too long ago."""
 
     epoch: BrokerEpoch
     contact_ms: int
     connected: int = 0
     heard: bool = False  # Whether this controller itself has heard from the broker.
+    gone: bool = False
     lost: bool = False
 
 
@@ -37,7 +38,7 @@ class Sessions:
             session = self._sessions[node_id] = Session(epoch, now_ms)
         session.contact_ms = now_ms
         session.heard = True
-        session.lost = False
+        session.gone = session.lost = False
         return session
 
     def get(self, node_id: NodeId) -> Session | None:
@@ -50,11 +51,11 @@ class Sessions:
         session = self._sessions.get(node_id)
         return session is not None and not session.lost and now_ms < session.contact_ms + self._timeout_ms
 
+    def is_held(self, node_id: NodeId, *, now_ms: int) -> bool:
+        """Whether a process is known to stand behind the registration, so that no other one may take it over."""
+        session = self._sessions.get(node_id)
+        return session is not None and session.heard and not session.gone and self.is_alive(node_id, now_ms=now_ms)
+
     def expired(self, node_ids: Iterable[NodeId], *, now_ms: int) -> list[NodeId]:
         """Those of `node_ids` whose session is over."""
         return [node_id for node_id in node_ids if not self.is_alive(node_id, now_ms=now_ms)]
-
-    def next_expiry_ms(self, node_ids: Iterable[NodeId]) -> int | None:
-        """When the first session of `node_ids` will be over."""
-        times = [self._sessions[node_id].contact_ms + self._timeout_ms for node_id in node_ids if node_id in self._sessions]
-        return min(times, default=None)
