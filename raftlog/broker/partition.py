@@ -160,6 +160,7 @@ class Partition:
 
     def _follow(self, image: PartitionImage) -> None:
         mark = self.high_watermark
+        self.log.truncate_to(self.log.log_end_offset)  # Cuts nothing, but forgets an epoch that this node led without an append.
         self.following = FollowerState(
             leader=image.leader, leader_epoch=image.leader_epoch, partition_epoch=image.partition_epoch, high_watermark=mark
         )

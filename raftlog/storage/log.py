@@ -502,8 +502,14 @@ class Log:
     # --- cutting ------------------------------------------------------------------------------------------------------
 
     def truncate_to(self, offset: Offset) -> None:
-        """Cut all batches that reach `offset` or beyond; the end is at or below `offset` afterwards. Raises KafkaStorageError."""
+        """Cut all batches that reach `offset` or beyond; the end is at or below `offset` afterwards. Raises KafkaStorageError.
+
+        A leader epoch that begins at the end is forgotten even if no batch goes: this node led it without an append, and
+        batches of an older epoch may follow.
+        """
         if offset >= self.log_end_offset:
+            if self.epochs.truncate_from_end(self.log_end_offset):
+                self._are_epochs_written = False
             return
         if offset < self._bases[0]:
             self.truncate_fully_and_start_at(offset)
