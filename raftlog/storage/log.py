@@ -109,7 +109,9 @@ class Log:
         self._are_names_synced = True  # Of the segments' files, in the directory.
         self._synced_offset = self.log_end_offset  # All that was appended since opening and is below is on disk.
         self._flushing = asyncio.Lock()
-        self._failure: str | None = None  # Why nothing can be appended any more.
+        self._failure: str | None = None  # Why nothing can be appended any more: the disk, or it is closed.
+        self._failed = False
+        self._is_identity_synced = True  # partition.metadata.
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Log:
         segment.create()
         loaded = Loaded([segment], EpochCache(), ProducerStates(), [], 0, 0, 0)
         log = cls(handles, directory, loaded, topic_partition=topic_partition, topic_id=topic_id, config=config, clock=clock)
-        log._are_names_synced = False
+        log._are_names_synced = log._is_identity_synced = False
         return log
 
     @classmethod
@@ -178,11 +180,22 @@ class Log:
         path = f"{self.directory}/{checkpoints.PARTITION_METADATA}"
         checkpoints.replace_unsynced(self._handles.files, path, checkpoints.format_partition_metadata(topic_id))
         self.topic_id = topic_id
+        self._are_names_synced = self._is_identity_synced = False
 
     @property
     def size_bytes(self) -> int:
         """Of all segments."""
         return sum(segment.size_bytes for segment in self._segments)
+
+    @property
+    def first_base_offset(self) -> Offset:
+        """Of the oldest segment: what is below is gone from disk."""
+        return self._bases[0]
+
+    @property
+    def failed(self) -> bool:
+        """The disk refused what can't be undone: no more appends until the log is opened again."""
+        return self._failed
 
     @property
     def segment_count(self) -> int:
@@ -310,6 +323,7 @@ class Log:
             self._fail(error)
 
     def _fail(self, error: StorageError) -> None:
+        self._failed = True
         self._failure = f"{self.topic_partition} takes no more records after: {error}"
         logger.error("%s", self._failure)
 
@@ -651,6 +665,8 @@ class Log:
         try:
             for segment in self._segments[max(bisect_right(self._bases, self._synced_offset) - 1, 0) :]:
                 segment.sync()
+            if not self._are_names_synced:
+                self._sync_names()
         except StorageError as error:
             self._fail(error)
             raise KafkaStorageError(str(error)) from error
@@ -679,12 +695,25 @@ class Log:
             self._are_epochs_written = True
             try:
                 await self._handles.files.replace_later(f"{self.directory}/{checkpoints.LEADER_EPOCHS}", self.epochs.to_text().encode())
-            except StorageError:
+            except BaseException:  # A cancellation as well.
                 self._are_epochs_written = False
                 raise
         if not self._are_names_synced:
-            self._handles.files.sync_directory(self.directory)
-            self._are_names_synced = True
+            self._sync_names()
+
+    def _sync_names(self) -> None:
+        """Make the files' names, and the log's identity, outlive a power loss; blocking, after a roll or a creation only."""
+        files = self._handles.files
+        if not self._is_identity_synced:
+            file = files.open(f"{self.directory}/{checkpoints.PARTITION_METADATA}")
+            try:
+                file.sync()
+            finally:
+                file.close()
+            files.sync_directory(self.directory.rpartition("/")[0] or ".")
+            self._is_identity_synced = True
+        files.sync_directory(self.directory)
+        self._are_names_synced = True
 
     def _unflushed(self) -> list[Segment]:
         if self.recovery_point >= self.log_end_offset:
@@ -736,6 +765,12 @@ def _as_appended(duplicate: AppendedBatch, *, stamps: bool) -> Appended:
 
 def _read_topic_id(files: Files, directory: str, *, clean_shutdown: bool) -> TopicId:
     path = f"{directory}/{checkpoints.PARTITION_METADATA}"
-    if not files.exists(path) or (not clean_shutdown and not files.read(path)):
+    if not files.exists(path):
         return TopicId(int=0)
-    return checkpoints.read(files, path, checkpoints.parse_partition_metadata)
+    try:
+        return checkpoints.read(files, path, checkpoints.parse_partition_metadata)
+    except StorageError as error:
+        if clean_shutdown:
+            raise
+        logger.warning("the topic id of a new partition was lost in the crash: %s", error)
+        return TopicId(int=0)

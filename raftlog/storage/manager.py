@@ -2,48 +2,335 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final
 
 from raftlog.config import Settings
 from raftlog.environment import Environment
-from raftlog.ids import NodeId, Offset, TopicId, TopicPartition
+from raftlog.errors import KafkaStorageError, StorageError
+from raftlog.ids import METADATA_TOPIC, NodeId, Offset, TopicId, TopicPartition
+from raftlog.storage import checkpoints
+from raftlog.storage.checkpoints import MetaProperties
+from raftlog.storage.handles import OpenFiles
 from raftlog.storage.log import Log
 from raftlog.topic_config import TopicConfig
+
+logger = logging.getLogger(__name__)
+
+LOGS_AT_ONCE_MAX: Final = 8  # Opened or closed concurrently; more would only wait for the same disk.
+DELETED_SUFFIX: Final = "-delete"
+FILE_NAME_CHARACTERS_MAX: Final = 255
+_NO_TOPIC_ID: Final = TopicId(int=0)
+_PARTITION_DIRECTORY: Final = re.compile(r"([a-zA-Z0-9._-]+)-(\d+)")
 
 
 class LogManager:
     """The logs of `log.dirs`, but for `__cluster_metadata-0`, which belongs to the quorum."""
 
-    directory_id: uuid.UUID  # Of meta.properties; set by `open`.
-    logs: Mapping[TopicPartition, Log]
-    high_watermarks: Mapping[TopicPartition, Offset]  # As checkpointed before the start.
-
     def __init__(self, environment: Environment, settings: Settings) -> None:
-        raise NotImplementedError
+        self.directory = settings.data_directory
+        self.directory_id = uuid.UUID(int=0)  # Of meta.properties; set by `open`.
+        self._settings = settings
+        self._environment = environment
+        self._files = environment.files
+        self._handles = OpenFiles(environment.files)
+        self._default_config = TopicConfig.resolve(settings, {})
+        self._logs: dict[TopicPartition, Log] = {}
+        self._high_watermarks: dict[TopicPartition, Offset] = {}
+        self._written: dict[str, bytes] = {}  # The checkpoints as they are on disk.
+        self._to_flush: set[TopicPartition] = set()
+        self._work = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unlock: Callable[[], None] | None = None
+
+    @property
+    def logs(self) -> Mapping[TopicPartition, Log]:
+        return self._logs
+
+    @property
+    def high_watermarks(self) -> Mapping[TopicPartition, Offset]:
+        """As last checkpointed."""
+        return self._high_watermarks
+
+    def get(self, topic_partition: TopicPartition) -> Log | None:
+        return self._logs.get(topic_partition)
+
+    # --- opening ------------------------------------------------------------------------------------------------------
 
     async def open(self, cluster_id: str, node_id: NodeId) -> None:
         """Lock the directory, check or write meta.properties, recover every partition. Raises StorageError, one line."""
-        raise NotImplementedError
+        files = self._files
+        files.make_directory(self.directory)
+        self._unlock = files.lock(self._path(checkpoints.LOCK))
+        try:
+            self._identify(cluster_id, node_id)
+            await self._open_logs()
+        except BaseException:
+            self.abandon()
+            raise
+        self._spawn(self._maintain())
 
-    def get(self, topic_partition: TopicPartition) -> Log | None:
-        raise NotImplementedError
+    def _identify(self, cluster_id: str, node_id: NodeId) -> None:
+        path = self._path(checkpoints.META_PROPERTIES)
+        if self._files.exists(path):
+            found = checkpoints.read(self._files, path, MetaProperties.parse)
+            if found.cluster_id != cluster_id:
+                raise StorageError(f"wrong cluster id: {path} says {found.cluster_id}, this node is of {cluster_id}")
+            if found.node_id != node_id:
+                raise StorageError(f"wrong node id: {path} says {found.node_id}, this node is {node_id}")
+            self.directory_id = found.directory_id
+            if found.directory_id != _NO_TOPIC_ID:
+                return
+        self.directory_id = self._random_id()
+        self._files.replace(path, MetaProperties(cluster_id, node_id, self.directory_id).format())
+
+    def _random_id(self) -> uuid.UUID:
+        return uuid.UUID(int=self._environment.random.getrandbits(128), version=4)
+
+    async def _open_logs(self) -> None:
+        clean = self._take_clean_mark()
+        recovery_points = self._read_checkpoint(checkpoints.RECOVERY_POINTS)
+        log_starts = self._read_checkpoint(checkpoints.LOG_STARTS)
+        self._high_watermarks = self._read_checkpoint(checkpoints.HIGH_WATERMARKS)
+        found = self._find_directories()
+        if found and not clean:
+            logger.info("%s was not closed cleanly: checking %d partitions above their recovery points", self.directory, len(found))
+
+        async def open_one(name: TopicPartition) -> None:
+            log = await Log.open(
+                self._files,
+                self._path(str(name)),
+                topic_partition=name,
+                config=self._default_config,
+                clock=self._environment.clock,
+                recovery_point=recovery_points.get(name, 0),
+                log_start_offset=log_starts.get(name, 0),
+                clean_shutdown=clean,
+                handles=self._handles,
+            )
+            self._add(log)
+
+        await _a_few_at_once(open_one(name) for name in found)
+
+    def _take_clean_mark(self) -> bool:
+        """Whether the last shutdown was clean; the next one is not, until it is."""
+        path = self._path(checkpoints.CLEAN_SHUTDOWN)
+        if not self._files.exists(path):
+            return False
+        self._files.remove(path)
+        self._files.sync_directory(self.directory)
+        return True
+
+    def _read_checkpoint(self, name: str) -> dict[TopicPartition, Offset]:
+        path = self._path(name)
+        if not self._files.exists(path):
+            return {}
+        return checkpoints.read(self._files, path, checkpoints.parse_offsets)
+
+    def _find_directories(self) -> list[TopicPartition]:
+        found = []
+        for name in self._files.list(self.directory):
+            match = _PARTITION_DIRECTORY.fullmatch(name)
+            if name.endswith(DELETED_SUFFIX):
+                self._spawn(self._remove_tree(self._path(name)))
+            elif match is not None and match[1] != METADATA_TOPIC:
+                found.append(TopicPartition(match[1], int(match[2])))
+        return found
+
+    def _add(self, log: Log) -> None:
+        log.on_rolled = self._rolled
+        log.on_cut = self._cut
+        self._logs[log.topic_partition] = log
+
+    # --- partitions come and go ---------------------------------------------------------------------------------------
 
     def create(self, topic_partition: TopicPartition, topic_id: TopicId, config: TopicConfig) -> Log:
         """A new log; an existing one with this topic id is returned, reconfigured. One of another id is deleted first.
 
         Raises KafkaStorageError.
         """
-        raise NotImplementedError
+        log = self._logs.get(topic_partition)
+        if log is not None and log.topic_id not in (topic_id, _NO_TOPIC_ID):
+            self.delete(topic_partition)
+            log = None
+        try:
+            if log is not None:
+                log.reconfigure(config)
+                if log.topic_id != topic_id:
+                    log.adopt(topic_id)
+                return log
+            log = Log.create(
+                self._files,
+                self._path(str(topic_partition)),
+                topic_partition=topic_partition,
+                topic_id=topic_id,
+                config=config,
+                clock=self._environment.clock,
+                handles=self._handles,
+            )
+        except StorageError as error:
+            raise KafkaStorageError(str(error)) from error
+        self._add(log)
+        return log
 
     def delete(self, topic_partition: TopicPartition) -> None:
-        """Take the log out of use at once (its directory is renamed); its files go in the background. Missing is fine."""
-        raise NotImplementedError
+        """Take the log out of use at once (its directory is renamed); its files go in the background. Missing is fine.
+
+        Raises KafkaStorageError when the directory can't be renamed; the log is out of use all the same.
+        """
+        log = self._logs.pop(topic_partition, None)
+        if log is None:
+            return
+        self._high_watermarks.pop(topic_partition, None)
+        self._to_flush.discard(topic_partition)
+        log.abandon()
+        suffix = f".{self._random_id().hex}{DELETED_SUFFIX}"
+        renamed = self._path(str(topic_partition)[: FILE_NAME_CHARACTERS_MAX - len(suffix)] + suffix)
+        try:
+            self._files.rename(log.directory, renamed)
+        except StorageError as error:
+            raise KafkaStorageError(str(error)) from error
+        log.moved(renamed)
+        self._work.set()
+        self._spawn(self._remove_tree(renamed))
+
+    async def _remove_tree(self, directory: str) -> None:
+        """Remove a deleted partition file by file, so that large ones don't hold up the event loop for long."""
+        try:
+            self._files.sync_directory(self.directory)
+            for name in self._files.list(directory):
+                self._files.remove(f"{directory}/{name}")
+                await asyncio.sleep(0)
+            self._files.remove_tree(directory)
+        except StorageError as error:
+            logger.warning("a deleted partition stays until the next start: %s", error)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _rolled(self, log: Log) -> None:
+        self._to_flush.add(log.topic_partition)
+        self._work.set()
+
+    def _cut(self, _log: Log) -> None:
+        self._work.set()
+
+    async def _maintain(self) -> None:
+        """Flush rolled segments, keep the checkpoints up to date, forget idle producers."""
+        interval_s = self._settings.log_flush_offset_checkpoint_interval_ms / 1000
+        while True:
+            try:
+                await asyncio.wait_for(self._work.wait(), interval_s)
+            except TimeoutError:
+                self._expire_producers()
+            self._work.clear()
+            await self._flush_rolled()
+            try:
+                await self._checkpoint_logs()
+            except StorageError as error:
+                logger.error("checkpoints are not up to date: %s", error)
+
+    async def _flush_rolled(self) -> None:
+        while self._to_flush:
+            log = self._logs.get(self._to_flush.pop())
+            if log is None:
+                continue
+            try:
+                await log.flush()
+            except KafkaStorageError as error:
+                logger.error("%s is not flushed: %s", log.directory, error)
+
+    def _expire_producers(self) -> None:
+        now_ms = self._environment.clock.monotonic_ms()
+        for log in self._logs.values():
+            log.producers.expire(now_ms, expiration_ms=self._settings.producer_id_expiration_ms)
+
+    async def _checkpoint_logs(self) -> None:
+        await self._write(checkpoints.RECOVERY_POINTS, {name: log.recovery_point for name, log in self._logs.items()})
+        starts = {name: log.log_start_offset for name, log in self._logs.items() if log.log_start_offset > log.first_base_offset}
+        await self._write(checkpoints.LOG_STARTS, starts)
 
     async def checkpoint_high_watermarks(self, high_watermarks: Mapping[TopicPartition, Offset]) -> None:
-        """Write `replication-offset-checkpoint`. Logs that aren't named keep what was checkpointed before."""
-        raise NotImplementedError
+        """Write `replication-offset-checkpoint`. Logs that aren't named keep what was checkpointed before. Raises StorageError."""
+        self._high_watermarks.update(high_watermarks)
+        await self._write(checkpoints.HIGH_WATERMARKS, self._high_watermarks)
+
+    async def _write(self, name: str, offsets: Mapping[TopicPartition, Offset]) -> None:
+        content = checkpoints.format_offsets(offsets)
+        if self._written.get(name) == content:
+            return
+        await self._files.replace_later(self._path(name), content)
+        self._written[name] = content
+
+    # --- closing ------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Close every log cleanly, write the checkpoints and `.kafka_cleanshutdown`, release the lock."""
-        raise NotImplementedError
+        """Close every log cleanly, write the checkpoints and `.kafka_cleanshutdown`, release the lock.
+
+        A log that can't be closed is logged; the next start then checks all of them.
+        """
+        if self._unlock is None:
+            return
+        await self._stop_tasks()
+        failures: list[str] = []
+
+        async def close_one(log: Log) -> None:
+            try:
+                await log.close()
+            except KafkaStorageError as error:
+                failures.append(str(error))
+
+        await _a_few_at_once(close_one(log) for log in self._logs.values())
+        try:
+            await self._checkpoint_logs()
+            if not failures and not any(log.failed for log in self._logs.values()):
+                await self._files.replace_later(self._path(checkpoints.CLEAN_SHUTDOWN), b'{"version":0,"brokerEpoch":-1}')
+        except StorageError as error:
+            failures.append(str(error))
+        for failure in failures:
+            logger.error("%s is not closed cleanly: %s", self.directory, failure)
+        self._release()
+
+    def abandon(self) -> None:
+        """Let go of everything as a crash does: nothing is flushed, written or marked."""
+        for task in self._tasks:
+            task.cancel()
+        for log in self._logs.values():
+            log.abandon()
+        self._release()
+
+    def _release(self) -> None:
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    async def _stop_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+
+async def _a_few_at_once(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all, LOGS_AT_ONCE_MAX at a time. The first error is raised after those running have ended."""
+    waiting = iter(work)
+
+    async def run() -> None:
+        for one in waiting:
+            await one
+
+    results = await asyncio.gather(*(run() for _ in range(LOGS_AT_ONCE_MAX)), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
