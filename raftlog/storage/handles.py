@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from raftlog.environment import File, Files
 
-OPEN_FILES_MAX: Final = 512  # Half of the usual soft limit of 1,024; the rest is for sockets.
+OPEN_FILES_MAX: Final = 256  # Three nodes in one process stay below the usual soft limit of 1,024, sockets included.
 
 
 class Holder(Protocol):

@@ -131,7 +131,7 @@ class Log:
 
         Nothing is synced: what a power loss leaves of a new directory is told again by the metadata log.
         """
-        handles = handles or OpenFiles(files)
+        handles = OpenFiles(files) if handles is None else handles
         files.make_directory(directory)
         checkpoints.replace_unsynced(files, f"{directory}/{checkpoints.PARTITION_METADATA}", checkpoints.format_partition_metadata(topic_id))
         segment = Segment(handles, directory, 0, index_interval_bytes=config.index_interval_bytes, now_ms=clock.wall_ms())
@@ -160,7 +160,7 @@ class Log:
 
         `topic_id` None: as in partition.metadata; the zero uuid when a crash has left none. Raises StorageError.
         """
-        handles = handles or OpenFiles(files)
+        handles = OpenFiles(files) if handles is None else handles
         if topic_id is None:
             topic_id = _read_topic_id(files, directory, clean_shutdown=clean_shutdown)
         loader = Loader(
