@@ -79,7 +79,7 @@ class NodeProcess:
                 lines = log.read().decode(errors="replace").split("\n")
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((line.strip().removeprefix("raftlog: ") for line in reversed(lines) if line.strip()), "")
 
 
 @dataclass(slots=True)
