@@ -288,17 +288,20 @@ class Journal:
         segment.file.sync()
         self._dirty = False
 
-    def cut_before(self, snapshot: Snapshot) -> None:
-        """Remove the segments that lie wholly below a snapshot, which must be durable."""
+    def cut_before(self, end_offset: Offset) -> None:
+        """Remove the segments that lie wholly below `end_offset`, which is that of a durable snapshot or lower."""
         removed = 0
-        while len(self._segments) > 1 and self._segments[1].base_offset <= snapshot.id.end_offset:
+        while len(self._segments) > 1 and self._segments[1].base_offset <= min(end_offset, self.end_offset - 1):
             self._drop_segment(self._segments.pop(0))
             removed += 1
         if removed:
-            first = bisect_left(self._base_offsets, self._segments[0].base_offset)
-            del self._entries[:first]
-            del self._base_offsets[:first]
-            del self._positions[:first]
+            # The last entry that goes stays as a virtual one: the first entry of a log is always a committed one.
+            start_offset = self._segments[0].base_offset
+            first = bisect_left(self._base_offsets, start_offset)
+            _, index, term = self._entries[first - 1]
+            self._entries[:first] = [(b"", index, term)]
+            self._base_offsets[:first] = [start_offset]
+            self._positions[:first] = [0]
 
     def reset(self, snapshot: Snapshot) -> None:
         """Begin anew after a snapshot, which must be durable: everything in the log goes."""

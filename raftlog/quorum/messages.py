@@ -7,6 +7,7 @@ A frame is the connection's generation, a sequence number, the kind of the messa
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from raftlog.environment import Buffer
@@ -40,6 +41,16 @@ KIND_NEXT_INDEX: Final = 5
 KIND_SNAPSHOT_CHUNK: Final = 6
 KIND_SNAPSHOT_PROGRESS: Final = 7
 KIND_KEEPALIVE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bounds of one voter, in bytes."""
+
+    snapshot_bytes: int  # A snapshot is taken after so many bytes of entries.
+    segment_bytes: int  # A segment of the log takes no more entries beyond this size.
+    append_bytes: int = APPEND_BYTES_MAX
+    chunk_bytes: int = SNAPSHOT_CHUNK_BYTES_MAX
 
 
 class MalformedMessage(RaftlogError):

@@ -14,7 +14,7 @@ from raftlog.ids import METADATA_TOPIC, NO_NODE, ControllerEpoch, LeaderEpoch, N
 from raftlog.network.connection import RequestContext, Response
 from raftlog.quorum.identity import VoterIdentity
 from raftlog.quorum.journal import SEGMENT_BYTES
-from raftlog.quorum.messages import MalformedMessage, Message
+from raftlog.quorum.messages import MalformedMessage, Message, Sizes
 from raftlog.quorum.raft import Timing
 from raftlog.quorum.states import CommittedBatch, Leadership, SnapshotId, StateMachine, VoterProgress
 from raftlog.quorum.transport import RAFT_API_KEY, Links
@@ -79,8 +79,7 @@ class Quorum:
             wall_ms=environment.clock.wall_ms,
             chance=environment.random,
             timing=Timing.of(settings.controller_quorum_election_timeout_ms),
-            snapshot_bytes=snapshot_bytes,
-            segment_bytes=min(SEGMENT_BYTES, snapshot_bytes // 2),
+            sizes=Sizes(snapshot_bytes=snapshot_bytes, segment_bytes=min(SEGMENT_BYTES, snapshot_bytes // 2)),
         )
         self._timer: asyncio.TimerHandle | None = None
         self._turn_handle: asyncio.Handle | None = None
@@ -265,7 +264,10 @@ class Quorum:
             if handle is not None:
                 handle.cancel()
         if self.leadership.active:
-            self._state_machine.leadership_changed(Leadership(NO_NODE, self.leadership.epoch, False))
+            try:
+                self._state_machine.leadership_changed(Leadership(NO_NODE, self.leadership.epoch, False))
+            except Exception:
+                _log.exception("the state machine did not take the loss of leadership")
         self._voter.close()
         self._is_stopped = True
         for waiter in self._commit_waiters:

@@ -20,7 +20,7 @@ from raftlog.errors import RaftlogError
 from raftlog.ids import NO_NODE, NodeId
 from raftlog.quorum.guards import Guards
 from raftlog.quorum.journal import KIND_NO_OP, KIND_RECORDS, Journal
-from raftlog.quorum.messages import APPEND_BYTES_MAX, ENTRIES_PER_MESSAGE_MAX, Entry, MalformedMessage, Message
+from raftlog.quorum.messages import ENTRIES_PER_MESSAGE_MAX, Entry, MalformedMessage, Message
 from raftlog.quorum.snapshots import Snapshot
 
 PYSYNCOBJ_VERSION: Final = "0.3.17"
@@ -214,6 +214,7 @@ class RaftEngine:
         now_s: Callable[[], float],
         chance: random.Random,
         timing: Timing,
+        append_bytes: int,
         guards: Guards,
     ) -> None:
         self._node_id = node_id
@@ -222,10 +223,12 @@ class RaftEngine:
         self._now_s = now_s
         self._chance = chance
         self._timing = timing
+        self._append_bytes = append_bytes
         self._guards = guards
         self._outbox: list[tuple[NodeId, Message]] = []
         self._verified_index: int | None = None  # What the answer to the message at hand may claim.
         self._connected: set[NodeId] = set()
+        self._probed: set[NodeId] = set()  # Voters whose place in the log is in doubt: one message at a time.
         self.last_heard_s: dict[NodeId, float] = {}
         module = _own_copy_of_syncobj()
         check_engine(module)
@@ -470,11 +473,18 @@ class RaftEngine:
             lowest, highest = self.match_index(peer) + 1, self._journal.last_index + 1
             message = {**message, "next_node_idx": min(max(message["next_node_idx"], lowest), highest)}
         before = next_index[node]
+        was_probed = peer in self._probed
         self._transport.receive(node, message)
-        if self._guards.append_sanitized and message["success"]:
-            next_index[node] = max(next_index[node], before)  # An answer to an earlier message takes nothing back.
-        if next_index[node] <= self._journal.last_index:
-            raft._SyncObj__newAppendEntriesTime = 0.0  # There is more for it: at the next tick.
+        if message["success"]:
+            self._probed.discard(peer)
+            if self._guards.append_sanitized and not was_probed:
+                next_index[node] = max(next_index[node], before)  # An answer to an earlier message takes nothing back.
+        elif message["reset"] and self._guards.conflict_backoff:
+            self._probed.add(peer)
+        if next_index[node] <= self._journal.last_index and (message["success"] or not was_probed):
+            # There is more for it: at the next tick. A voter in doubt gets it once at once, then at heartbeats; each of the
+            # messages still under way to it will be refused, and answering each of those would never end.
+            raft._SyncObj__newAppendEntriesTime = 0.0
 
     def send_appends(self) -> None:
         """Called by the engine in place of its own sending, which spins for a whole period when only a snapshot would do."""
@@ -485,6 +495,9 @@ class RaftEngine:
             if next_index <= journal.first_index:
                 self._outbox.append((peer, {"type": "append_entries", "term": self.term, "commit_index": self.commit_index, "serialized": None}))
                 self._owner.snapshot_wanted(peer)
+                continue
+            if peer in self._probed:
+                self._send_append(peer, next_index)
                 continue
             for _ in range(APPENDS_IN_FLIGHT_MAX):
                 next_index = self._send_append(peer, next_index)
@@ -498,7 +511,7 @@ class RaftEngine:
         entries: list[Entry] = []
         size_bytes = 0
         for entry in journal.entries[position : position + ENTRIES_PER_MESSAGE_MAX]:
-            if entries and size_bytes + len(entry[0]) > APPEND_BYTES_MAX:
+            if entries and size_bytes + len(entry[0]) > self._append_bytes:
                 break
             entries.append(entry)
             size_bytes += len(entry[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -169,12 +169,13 @@ class SnapshotStore:
         """Write a new snapshot bit by bit; it exists once the writer is finished."""
         return SnapshotWriter(self._files, self._directory, snapshot)
 
-    def adopt(self, snapshot: Snapshot) -> None:
-        """Take a finished snapshot as the latest and remove all but the last few."""
+    def adopt(self, snapshot: Snapshot, *, in_use: Collection[SnapshotId] = ()) -> None:
+        """Take a finished snapshot as the latest and remove all but the last few and those in use."""
         self._latest = snapshot
         for old in self._ids()[:-SNAPSHOTS_KEPT]:
-            self._forget(old)
-            self._files.remove(self._path(old))
+            if old not in in_use:
+                self._forget(old)
+                self._files.remove(self._path(old))
 
     def load(self, snapshot: Snapshot) -> list[bytes]:
         path = self._path(snapshot.id)

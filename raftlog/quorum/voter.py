@@ -18,7 +18,7 @@ from raftlog.ids import NO_TIMESTAMP, ControllerEpoch, NodeId, Offset
 from raftlog.protocol.batches import decode_batch, parse_header
 from raftlog.quorum.guards import Guards
 from raftlog.quorum.journal import KIND_RECORDS, Journal, propose_command
-from raftlog.quorum.messages import ENTRY_BYTES_MAX, SNAPSHOT_CHUNK_BYTES_MAX, Entry, Message
+from raftlog.quorum.messages import ENTRY_BYTES_MAX, Entry, Message, Sizes
 from raftlog.quorum.raft import RaftEngine, Timing
 from raftlog.quorum.snapshots import Snapshot, SnapshotStore, SnapshotWriter, encode_snapshot
 from raftlog.quorum.states import CommittedBatch, Leadership, SnapshotId, StateMachine, VoterProgress
@@ -83,8 +83,7 @@ class Voter:
         wall_ms: Callable[[], int],
         chance: random.Random,
         timing: Timing,
-        snapshot_bytes: int,
-        segment_bytes: int,
+        sizes: Sizes,
         guards: Guards | None = None,
     ) -> None:
         self._node_id = node_id
@@ -95,10 +94,10 @@ class Voter:
         self._wall_ms = wall_ms
         self._chance = chance
         self._timing = timing
-        self._snapshot_bytes = snapshot_bytes
+        self._sizes = sizes
         self._guards = guards or Guards()
         self._store = SnapshotStore(files, directory)
-        self._journal = Journal(files, directory, node_id=node_id, voters=voters, wall_ms=wall_ms, segment_bytes=segment_bytes)
+        self._journal = Journal(files, directory, node_id=node_id, voters=voters, wall_ms=wall_ms, segment_bytes=sizes.segment_bytes)
         self._journal.own_epoch_only = self._guards.own_epoch_only
         self._engine: RaftEngine
         self._ready: list[Entry | _Answered | _Loaded] = []  # Committed, not yet shown: waits for the journal's sync.
@@ -129,6 +128,7 @@ class Voter:
             now_s=self._now_s,
             chance=self._chance,
             timing=self._timing,
+            append_bytes=self._sizes.append_bytes,
             guards=self._guards,
         )
         self._applied_index = self._engine.last_applied
@@ -324,7 +324,7 @@ class Voter:
     def _send_chunk(self, peer: NodeId, transfer: _Transfer) -> None:
         snapshot = transfer.snapshot
         try:
-            data, total_bytes = self._store.read(snapshot.id, position=transfer.position, size_bytes_max=SNAPSHOT_CHUNK_BYTES_MAX)
+            data, total_bytes = self._store.read(snapshot.id, position=transfer.position, size_bytes_max=self._sizes.chunk_bytes)
         except SnapshotNotFound:
             del self._transfers[peer]  # Too old by now: begin again with the latest at the next heartbeat.
             return
@@ -391,7 +391,7 @@ class Voter:
 
     def _continue_snapshot(self) -> None:
         if self._taking is None:
-            if self._applied_bytes < self._snapshot_bytes:
+            if self._applied_bytes < self._sizes.snapshot_bytes:
                 return
             self._begin_snapshot()
         assert self._taking is not None
@@ -416,14 +416,17 @@ class Voter:
 
     def _finish_snapshot(self, writer: SnapshotWriter) -> None:
         self._taking = None
+        in_use = [transfer.snapshot.id for transfer in self._transfers.values()]
+        # Who is receiving an older snapshot needs the entries after it, or it would need the next snapshot, and so on.
+        cut = min((writer.snapshot.id, *in_use)).end_offset
         if self._guards.snapshot_durable_first:
             writer.finish()
-            self._store.adopt(writer.snapshot)
-            self._journal.cut_before(writer.snapshot)
+            self._store.adopt(writer.snapshot, in_use=in_use)
+            self._journal.cut_before(cut)
         else:
-            self._journal.cut_before(writer.snapshot)
+            self._journal.cut_before(cut)
             writer.finish(durable=False)
-            self._store.adopt(writer.snapshot)
+            self._store.adopt(writer.snapshot, in_use=in_use)
         _log.info("took snapshot %s of %d bytes", writer.snapshot.id, writer.position)
 
     def _abandon_taking(self) -> None:
