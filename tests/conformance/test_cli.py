@@ -102,7 +102,7 @@ def test_a_file_with_rate_and_compression(cluster: Cluster, tmp_path: Path) -> N
 
 def test_a_record_that_is_refused_gives_status_1(cluster: Cluster) -> None:
     output(cluster, "topics", "create", "small", "-c", "max.message.bytes=100")
-    done = raftlog(cluster, "produce", "small", "--rate", "5", stdin="x" * 500 + "\nok\n", status=1)
+    done = raftlog(cluster, "produce", "small", "--acks", "1", "--rate", "5", stdin="x" * 500 + "\nok\n", status=1)
     assert "2 sent, 1 acknowledged, 1 failed" in done.stderr and "first failure:" in done.stderr
 
 
@@ -117,7 +117,7 @@ def test_a_group_goes_on_where_it_left_off_and_shows_its_lag(cluster: Cluster) -
     output(cluster, "produce", "grouped", "-K", ":", stdin="".join(f"{i}:{i}\n" for i in range(30)))
     first = output(cluster, "consume", "grouped", "--group", "readers", "--count", "10").splitlines()
     described = from_json(cluster, "groups", "describe", "readers")
-    assert described["lag"] == 20 and described["members"] == 0
+    assert (described["lag"], described["members"]) == (20, [])
     rest = output(cluster, "consume", "grouped", "--group", "readers").splitlines()
     assert sorted(map(int, first + rest)) == list(range(30))
     assert from_json(cluster, "groups", "describe", "readers")["lag"] == 0
