@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from raftlog.broker.auto_topics import AutoTopics
@@ -25,6 +25,7 @@ from raftlog.ids import NodeId
 from raftlog.network.connection import RequestContext, Response
 from raftlog.network.listener import Listener
 from raftlog.protocol.messages import API_VERSIONS_BROKER
+from raftlog.server.closing import close_in_turn
 from raftlog.server.features import describe_features
 from raftlog.server.handlers.cluster import ClusterHandlers
 from raftlog.server.handlers.configs import ConfigHandlers
@@ -144,17 +145,22 @@ class BrokerRole:
         if self.lifecycle is not None and self.is_serving and self._settings.controlled_shutdown_enable:
             await self.lifecycle.leave(timeout_ms=LEAVE_TIMEOUT_MS)
 
-    async def close(self) -> None:
-        """Stop serving and stop every part; the logs stay open, for whoever opened them to close."""
-        for listener in self.listeners.values():
-            await listener.close()
-        await self.auto_topics.close()
-        await self.coordinators.close()
-        await self.replicas.close()
+    async def close(self, *, quietly: bool = False) -> None:
+        """Stop serving and stop every part; the logs stay open, for whoever opened them to close. `quietly`: as a crash does."""
+        steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+            *((f"listener {name}", listener.close) for name, listener in self.listeners.items()),
+            ("topics on demand", self.auto_topics.close),
+            ("group coordinators", self.coordinators.close),
+            ("replicas", self.replicas.close),
+        ]
         if self.lifecycle is not None:
-            await self.lifecycle.close()
-        await self._lifecycle_channel.close()
-        await self.channel.close()
+            steps.append(("heartbeats", self.lifecycle.close))
+        await close_in_turn(
+            *steps,
+            ("heartbeat connection", self._lifecycle_channel.close),
+            ("controller connection", self.channel.close),
+            quietly=quietly,
+        )
 
     def _started_lifecycle(self) -> BrokerLifecycle:
         assert self.lifecycle is not None, "join before open"

@@ -13,6 +13,7 @@ from raftlog.network.listener import Listener
 from raftlog.protocol.messages import API_VERSIONS_CONTROLLER
 from raftlog.quorum.controller import Controller
 from raftlog.quorum.quorum import RAFT_API_KEY, CommittedBatch, Leadership, Quorum
+from raftlog.server.closing import close_in_turn
 from raftlog.server.features import describe_features
 from raftlog.server.handlers.controller import ControllerHandlers
 from raftlog.server.handlers.metadata_log import MetadataLogHandlers
@@ -71,11 +72,14 @@ class ControllerRole:
             await listener.start()
         await self.quorum.start()
 
-    async def close(self) -> None:
-        await self.controller.close()
-        await self.quorum.close()
-        for listener in self.listeners.values():
-            await listener.close()
+    async def close(self, *, quietly: bool = False) -> None:
+        """Stop deciding, leave the quorum, close the listener. `quietly`: as a crash does."""
+        await close_in_turn(
+            ("controller", self.controller.close),
+            ("quorum", self.quorum.close),
+            *((f"listener {name}", listener.close) for name, listener in self.listeners.items()),
+            quietly=quietly,
+        )
 
     def _leadership_changed(self, leadership: Leadership) -> None:
         self._log_handlers.leadership_changed()

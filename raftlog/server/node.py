@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from typing import Any, Final
+from typing import Any
 
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.metadata_fetcher import MetadataFetcher
@@ -15,12 +15,11 @@ from raftlog.environment import Environment
 from raftlog.errors import RaftlogError, StorageError
 from raftlog.ids import NO_NODE, NodeId
 from raftlog.server.broker_role import BrokerRole
+from raftlog.server.closing import close_in_turn
 from raftlog.server.controller_role import ControllerRole
 from raftlog.server.metrics import MetricsServer
 from raftlog.storage import checkpoints
 from raftlog.storage.manager import LogManager
-
-STOP_STEP_TIMEOUT_MS: Final = 15_000  # No part may keep a node from stopping for longer.
 
 logger = logging.getLogger(__name__)
 
@@ -132,44 +131,33 @@ class Node:
         """A clean shutdown: leadership is handed over, logs are flushed and marked clean. Bounded in time."""
         self._stopping = True
         if self.broker is not None and not self.failed.done():
-            await self._step("handing leadership over", self.broker.leave())
-        await self._close_parts()
+            await close_in_turn(("handing leadership over", self.broker.leave))
+        await self._close_parts(quietly=False)
         if self.logs is not None:
-            await self._step("closing the logs", self.logs.close())
+            await close_in_turn(("logs", self.logs.close))
 
     async def kill(self) -> None:
         """Drop everything without handing over or marking the logs clean, as a crash does."""
         self._stopping = True
-        await self._close_parts()
+        await self._close_parts(quietly=True)
         if self.logs is not None:
             self.logs.abandon()
 
-    async def _close_parts(self) -> None:
+    async def _close_parts(self, *, quietly: bool) -> None:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        parts: list[tuple[str, Any]] = [
-            ("metrics", self._metrics),
-            ("broker", self.broker),
-            ("metadata fetcher", self.fetcher),
-            ("controller", self.controller),
-        ]
-        for name, part in parts:
-            if part is not None:
-                await self._step(f"closing the {name}", part.close())
+        if self._metrics is not None:
+            await close_in_turn(("metrics", self._metrics.close))
+        if self.broker is not None:
+            await self.broker.close(quietly=quietly)
+        if self.fetcher is not None:
+            await close_in_turn(("metadata fetcher", self.fetcher.close))
+        if self.controller is not None:
+            await self.controller.close(quietly=quietly)
         if not self._ready.done():
             self._ready.cancel()
-
-    async def _step(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """One step of stopping: an error or a time-out in it must not keep the next ones from being taken."""
-        try:
-            await asyncio.wait_for(work, STOP_STEP_TIMEOUT_MS / 1000)
-        except TimeoutError:
-            logger.warning("%s took more than %d ms", name, STOP_STEP_TIMEOUT_MS)
-        except Exception as error:
-            logger.warning("%s failed: %s", name, error)
-            logger.debug("the traceback of it", exc_info=error)
 
     async def _join(self) -> None:
         if self.broker is not None:
