@@ -175,10 +175,9 @@ class Loader:
         end_offset = self.segments[first].base_offset
         for place in range(first, len(self.segments)):
             segment = self.segments[place]
-            if segment.base_offset < end_offset:
-                self._cut(place, f"segment {segment.path()} begins before the end of the one before it")
+            if segment.base_offset != end_offset:  # Nothing here compacts, so a hole is what the crash has lost.
+                self._cut(place, f"{segment.path()} does not begin where the segment before it ends", offset=end_offset)
                 break
-            end_offset = segment.base_offset
             problem = await segment.recover(self._recovered)
             last_offset = segment.last_offset
             end_offset = end_offset if last_offset is None else last_offset + 1

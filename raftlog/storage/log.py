@@ -566,6 +566,7 @@ class Log:
     def _ended_at(self, end_offset: Offset) -> None:
         """The log's end has moved back."""
         self._cuts += 1
+        self._are_names_synced = False
         self.log_end_offset = end_offset
         self.log_start_offset = min(self.log_start_offset, end_offset)
         self.recovery_point = min(self.recovery_point, end_offset)

@@ -321,13 +321,16 @@ class Segment:
         self._hints.clear()
         self._recent_ends, self._recent_positions = array("q"), array("I")
         scan = Scan(0, end, crc=True)
-        next_offset = self.base_offset
+        next_offset, epoch = self.base_offset, -1
         async for found in chunks(self.file, scan):
             for count, (_, header, _) in enumerate(found):
                 if header.base_offset < next_offset or header.last_offset - self.base_offset > RELATIVE_OFFSET_MAX:
                     on_batches(found[:count])
                     return f"offset {header.base_offset} where {next_offset} or more was due"
-                next_offset = header.end_offset
+                if header.leader_epoch < epoch:  # What a truncation before the crash had cut.
+                    on_batches(found[:count])
+                    return f"leader epoch {header.leader_epoch} after {epoch} at offset {header.base_offset}"
+                next_offset, epoch = header.end_offset, header.leader_epoch
                 self.added(last_offset=header.last_offset, max_timestamp_ms=header.max_timestamp_ms, size_bytes=header.size_bytes)
             on_batches(found)
         return scan.problem
