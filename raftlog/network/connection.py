@@ -22,6 +22,7 @@ from raftlog.protocol.messages import parse_request_header
 
 REQUESTS_IN_FLIGHT_MAX: Final = 64  # Open requests per connection: a slow disk must push back on clients, not fill memory.
 WRITE_BUFFER_BYTES_MAX: Final = 256 * 1024  # Unsent bytes above which a connection takes no more requests.
+JOIN_BYTES_MAX: Final = 16 * 1024  # Responses up to so many bytes together are copied into one buffer.
 RAW_SEND_BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024  # Unsent bytes above which an upgraded connection counts as dead.
 
 # The content of a response frame, without its length; None: nothing is sent (Produce with acks=0).
@@ -372,8 +373,9 @@ class ServerConnection(FrameConnection):
     def _flush(self) -> None:
         """Write the responses gathered so far in one call."""
         if self._outgoing:
-            buffers, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
-            self._write(buffers)
+            buffers, size, self._outgoing, self._outgoing_bytes = self._outgoing, self._outgoing_bytes, [], 0
+            # Small ones are copied: one buffer is cheaper for the loop than two per response.
+            self._write([b"".join(buffers)] if size <= JOIN_BYTES_MAX else buffers)
 
 
 def format_address(address: Any) -> str:
