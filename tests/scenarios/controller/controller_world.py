@@ -36,11 +36,16 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self._callbacks: list[Any] = []
+        self._closed = False
 
     def on_close(self, callback: Any) -> None:
-        self._callbacks.append(callback)
+        if self._closed:
+            asyncio.get_running_loop().call_soon(callback)
+        else:
+            self._callbacks.append(callback)
 
     def close(self) -> None:
+        self._closed = True
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
