@@ -42,7 +42,7 @@ class MortalFiles:
         self._dead = True
         for file in list(self._open):
             file.die()
-        for release in self._locks:
+        for release in list(self._locks):
             with contextlib.suppress(Exception):
                 release()
 
@@ -58,8 +58,14 @@ class MortalFiles:
     def lock(self, path: str) -> Callable[[], None]:
         self._check(path)
         release = self._files.lock(path)
-        self._locks.append(release)
-        return release
+
+        def release_once() -> None:
+            if release_once in self._locks:
+                self._locks.remove(release_once)
+                release()
+
+        self._locks.append(release_once)
+        return release_once
 
     def exists(self, path: str) -> bool:
         return self._alive(path).exists(path)

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -23,17 +22,6 @@ NODES = 3
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
-
-
-class AnyCluster(Protocol):
-    """What the tests need of either."""
-
-    @property
-    def bootstrap_servers(self) -> str: ...
-
-    def kill(self, node_id: int) -> None: ...
-
-    def restart(self, node_id: int) -> None: ...
 
 
 class ProcessCluster:
@@ -129,7 +117,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=["in-process", "processes"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[AnyCluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | ProcessCluster]:
     """A cluster of three nodes that a module's tests share."""
     running: Cluster | ProcessCluster = Cluster(NODES) if request.param == "in-process" else ProcessCluster()
     running.start()

@@ -10,16 +10,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from .conftest import AnyCluster
-
 RECORDS = 500
 PARTITIONS = 3
 TIMEOUT_S = 60.0
+
+
+class AnyCluster(Protocol):
+    """What the tests need of a cluster, be it in this process or of processes."""
+
+    @property
+    def bootstrap_servers(self) -> str: ...
+
+    def kill(self, node_id: int) -> None: ...
+
+    def restart(self, node_id: int) -> None: ...
+
 
 EXPECTED = {f"key-{number % 7}:value-{number}" for number in range(RECORDS)}
 
