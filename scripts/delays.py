@@ -130,7 +130,8 @@ def publish(producer: Producer, consumer: Consumer, target: str, delays: Delays)
 
 def create_topic(servers: str, name: str) -> None:
     """Create the topic with the cluster's default replication, unless it exists."""
-    (future,) = AdminClient({"bootstrap.servers": servers}).create_topics([NewTopic(name, num_partitions=3)]).values()
+    admin = AdminClient({"bootstrap.servers": servers})
+    (future,) = admin.create_topics([NewTopic(name, num_partitions=3)]).values()
     try:
         future.result()
     except KafkaException as error:

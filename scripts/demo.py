@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import statistics
 import sys
@@ -31,6 +32,9 @@ from local_cluster import LocalCluster, wait_until
 from raftlog_cli.errors import CliError
 from raftlog_cli.output import print_table
 
+QUIET: Final = logging.getLogger("librdkafka")  # A lost connection is what this is about: not worth a log line each.
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
 TOPIC: Final = "flights"
 PARTITIONS: Final = 6
 GROUP: Final = "flight-readers"
@@ -140,7 +144,7 @@ def direct(cluster: LocalCluster, stream: Stream, problems: list[str]) -> None:
             wait_until(lambda: cluster.under_replicated(TOPIC) == 0, what="all replicas to be in sync", timeout_s=RECOVERY_TIMEOUT_S)
             leaders = cluster.leaders(TOPIC)
             controller = cluster.controller()
-            victim = controller if why == "active controller" else Counter(leaders.values()).most_common(1)[0][0]
+            victim = controller if why == "active controller" else leads_most(leaders, other_than=controller)
             led = frozenset(partition for partition, leader in leaders.items() if leader == victim)
             also = ", active controller" if victim == controller and why != "active controller" else ""
             kill = Kill(why + also, victim, led, time.monotonic(), stream.sent)
@@ -155,6 +159,12 @@ def direct(cluster: LocalCluster, stream: Stream, problems: list[str]) -> None:
     except CliError as error:
         problems.append(str(error))
         stream.hold_at = None
+
+
+def leads_most(leaders: dict[int, int], *, other_than: int) -> int:
+    """The node that leads most partitions; of several, one that is not `other_than`, so that the two kills differ."""
+    counts = Counter(leaders.values())
+    return max(counts, key=lambda node_id: (counts[node_id], node_id != other_than))
 
 
 def reach(stream: Stream, part: float) -> None:
@@ -174,7 +184,7 @@ class Member(threading.Thread):
         self.assigned: set[int] = set()
         self.problem: str | None = None
         self._everything_read = everything_read
-        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": GROUP, "client.id": name, "auto.offset.reset": "earliest"})
+        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": GROUP, "client.id": name, "auto.offset.reset": "earliest"}, logger=QUIET)
 
     def run(self) -> None:
         self._consumer.subscribe([TOPIC], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
@@ -204,7 +214,7 @@ class Member(threading.Thread):
 
 def read_all(servers: str) -> tuple[list[Member], int]:
     """Read the whole topic with a group of two members. Returns them and the number of records in the topic."""
-    probe = Consumer({"bootstrap.servers": servers, "group.id": "unused"})
+    probe = Consumer({"bootstrap.servers": servers, "group.id": "unused"}, logger=QUIET)
     ends = [probe.get_watermark_offsets(TopicPartition(TOPIC, number, OFFSET_INVALID), timeout=30)[1] for number in range(PARTITIONS)]
     probe.close()
     total = sum(ends)
@@ -292,7 +302,7 @@ def show_delays(servers: str, count: int) -> bool:
 
 
 def cell(mean: float | None) -> str:
-    return "" if mean is None else f"{mean:.0f}"
+    return "" if mean is None else str(round(mean))
 
 
 def say(text: str) -> None:
@@ -306,7 +316,8 @@ def demo(cluster: LocalCluster, count: int) -> bool:
     cluster.wait_ready()
     say(f"three nodes ready in {time.monotonic() - began_s:.1f} s: {cluster.bootstrap_servers}")
     topic = NewTopic(TOPIC, num_partitions=PARTITIONS, replication_factor=3, config={"min.insync.replicas": "2"})
-    AdminClient({"bootstrap.servers": cluster.bootstrap_servers}).create_topics([topic])[TOPIC].result()
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+    admin.create_topics([topic])[TOPIC].result()
     stream = Stream(cluster.bootstrap_servers, count, seconds=max(STREAM_S_MIN, STREAM_S * count / flights.FLIGHTS))
     say(f"streaming {count:,} flights, keyed by carrier, into {TOPIC}: {PARTITIONS} partitions, 3 replicas, min.insync.replicas 2, acks=all")
     problems: list[str] = []
