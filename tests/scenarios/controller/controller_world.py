@@ -72,17 +72,23 @@ class FakeLog:
             controller.apply(batch)
         self.controllers.append(controller)
 
-    def elect(self, controller: Controller | None) -> None:
-        """A new epoch: entries that are not committed are lost; the new leader's own first entry is a control batch."""
-        lost, self.open = self.open, []
-        for batch, future in lost:
-            self.end_offset -= len(batch.records)
+    def elect(self, controller: Controller | None, *, survivors: int = 0) -> None:
+        """A new epoch: of the entries that are not committed all but the first `survivors` are lost.
+
+        Nobody's proposal is answered then. The new leader's own first entry is a control batch.
+        """
+        asked, self.open = self.open, []
+        lost = asked[survivors:]
+        self.end_offset -= sum(len(batch.records) for batch, _ in lost)
+        for _, future in asked:
             if not future.done():
                 future.set_exception(NotController("leadership was lost"))
         self.epoch += 1
         leader_id = -1 if controller is None else controller._settings.node_id
         for each in self.controllers:
             each.leadership_changed(Leadership(leader_id, self.epoch, False))
+        for batch, _ in asked[:survivors]:
+            self._commit(batch)
         self.active = controller
         if controller is None:
             return

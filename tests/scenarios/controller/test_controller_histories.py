@@ -211,7 +211,8 @@ class History:
         self.world.log.release()
 
     async def fail_over(self) -> None:
-        self.world.log.elect(self.world.controllers[self.chance.choice((1, 2))])
+        survivors = self.chance.randint(0, len(self.world.log.open))
+        self.world.log.elect(self.world.controllers[self.chance.choice((1, 2))], survivors=survivors)
 
     async def settle(self) -> None:
         await self.release()
@@ -275,3 +276,26 @@ def test_random_history_in_small_entries(seed: int, monkeypatch: pytest.MonkeyPa
     world = run(live(seed))
     kinds = {r.decode(value).__class__ for batch in world.log.batches for value in batch.records}
     assert r.EndTransactionRecord in kinds, f"seed {seed}"
+
+
+def test_half_a_transaction_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftlog.quorum.controller.ENTRY_RECORDS_MAX", 3)
+
+    async def main() -> None:
+        world = World()
+        world.log.elect(world.controllers[1])
+        await world.up(1, 2)
+        world.log.hold = True
+        asked = asyncio.get_running_loop().create_task(world.ask(19, create_topics(topic("half", partitions=8, factor=1))))
+        await asyncio.sleep(0.01)
+        assert [len(batch.records) for batch, _ in world.log.open] == [3, 3, 3, 2]
+        world.log.elect(world.controllers[2], survivors=2)
+        assert (await asked)[0].name == "not_controller"
+        world.log.hold = False
+        await asyncio.sleep(0.01)
+        assert "half" not in world.image.topics and world.image.transaction is None
+        code, _ = await world.ask(19, create_topics(topic("half", partitions=8, factor=1)))
+        await asyncio.sleep(0.01)
+        assert code.name == "none" and len(world.image.topics["half"].partitions) == 8
+
+    run(main())
