@@ -205,6 +205,10 @@ class InvalidTxnState(ApiError):
     code = ErrorCode.invalid_txn_state
 
 
+class TransactionalIdAuthorizationFailed(ApiError):
+    code = ErrorCode.transactional_id_authorization_failed
+
+
 class KafkaStorageError(ApiError):
     code = ErrorCode.kafka_storage_error
 

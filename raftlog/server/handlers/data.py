@@ -2,7 +2,8 @@
 
 Produce v3-v13, Fetch v4-v18, InitProducerId v0-v5. Differences to Kafka: there are no fetch sessions, so a client that asks
 for one is answered with session id 0, which tells it that there is none (KIP-227); there are no transactions yet, and what
-belongs to one is refused with INVALID_REQUEST.
+belongs to one is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED: of all codes the one that clients neither retry nor
+take for a mistake of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget, Isolation
 from raftlog.broker.replicas import ReplicaManager
 from raftlog.config import Settings
 from raftlog.environment import Environment
-from raftlog.errors import ApiError, ErrorCode, InvalidRecord, InvalidRequest, UnknownTopicId
+from raftlog.errors import ApiError, ErrorCode, InvalidRecord, TransactionalIdAuthorizationFailed, UnknownTopicId
 from raftlog.ids import NO_NODE, NodeId, TopicPartition
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
@@ -120,7 +121,7 @@ class DataHandlers:
         if records is None or len(records) <= _ATTRIBUTES_LOW_BYTE:
             raise InvalidRecord("a produce request must hold one record batch per partition, and this holds none")
         if request.transactional_id is not None or records[_ATTRIBUTES_LOW_BYTE] & _TRANSACTIONAL:
-            raise InvalidRequest(NO_TRANSACTIONS)
+            raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
         size_bytes = int.from_bytes(records[_LENGTH_START:_LOG_OVERHEAD_BYTES], "big", signed=True) + _LOG_OVERHEAD_BYTES
         if _ATTRIBUTES_LOW_BYTE < size_bytes < len(records):
             raise InvalidRecord("a produce request must hold exactly one record batch per partition")
@@ -273,11 +274,11 @@ class DataHandlers:
     async def init_producer_id(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer InitProducerId v0-v5 (key 22) of an idempotent producer: a new id, epoch 0. Source: KIP-98, KIP-360.
 
-        One that names a transactional id is told INVALID_REQUEST, which its client reports at once instead of retrying.
+        Raises TransactionalIdAuthorizationFailed for one that names a transactional id.
         """
         if request.transactional_id is not None:
             logger.info("client %s asks for transactions: %s", context.client_id, NO_TRANSACTIONS)
-            raise InvalidRequest(NO_TRANSACTIONS)
+            raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
         return {"error_code": _OK, "producer_id": await self._producer_ids.take(), "producer_epoch": 0}
 
 

@@ -163,7 +163,7 @@ def test_produce_errors_are_those_of_their_partition() -> None:
             "invalid_record",
             "invalid_record",
             "invalid_record",
-            "invalid_request",
+            "transactional_id_authorization_failed",
         ]
         assert (items[0].current_leader.leader_id, items[0].current_leader.leader_epoch) == (2, 7)
         assert items[0].error_message == "node 2 leads it"
@@ -185,7 +185,7 @@ def test_produce_to_an_unknown_topic_id() -> None:
 def test_produce_with_a_transactional_id_is_refused() -> None:
     world = World()
     answer = asyncio.run(world.ask(ApiKey.PRODUCE, 12, produce_fields((0, BATCH), transactional_id="tx")))
-    assert answer.responses[0].partition_responses[0].error_code == ErrorCode.invalid_request
+    assert answer.responses[0].partition_responses[0].error_code == ErrorCode.transactional_id_authorization_failed
     assert not world.replicas.appended
 
 
@@ -334,7 +334,7 @@ def test_producer_ids_when_the_controller_has_none() -> None:
             answer = await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {})
             assert (answer.error_code, answer.producer_id) == (ErrorCode.coordinator_load_in_progress, -1)
         assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {})).producer_id == 3000
-        assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {"transactional_id": "tx"})).error_code == ErrorCode.invalid_request
+        assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {"transactional_id": "tx"})).error_code == ErrorCode.transactional_id_authorization_failed
 
     asyncio.run(main())
 
