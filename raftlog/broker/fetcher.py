@@ -109,12 +109,14 @@ class ReplicaFetchers:
             else:
                 fetcher.run(self._endpoint(image, node_id))
 
-    async def close(self) -> None:
+    def abandon(self) -> None:
         self._closed = True
-        fetchers, self._fetchers = self._fetchers, {}
-        for fetcher in fetchers.values():
+        for fetcher in self._fetchers.values():
             fetcher.stop()
-        await asyncio.gather(*(fetcher.stopped() for fetcher in fetchers.values()))
+
+    async def close(self) -> None:
+        self.abandon()
+        await asyncio.gather(*(fetcher.stopped() for fetcher in self._fetchers.values()))
 
     def _leave(self, partition: Partition) -> None:
         leader = self._leader_of.pop(partition, None)

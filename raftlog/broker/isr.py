@@ -56,11 +56,16 @@ class IsrChanges:
             # It begins at the loop's next turn, so what one round of fetches causes goes out together.
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def close(self) -> None:
+    def abandon(self) -> None:
         self._closed = True
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def close(self) -> None:
+        task = self._task
+        self.abandon()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
         try:

@@ -22,6 +22,7 @@ from raftlog.environment import Buffer, Environment
 from raftlog.errors import ApiError, InvalidRequiredAcks, InvalidTopic, KafkaStorageError, NotLeaderOrFollower, StorageError, error_for
 from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, TopicId, TopicName, TopicPartition
 from raftlog.protocol.batches import iterate_headers
+from raftlog.protocol.wire import NO_UUID
 from raftlog.topic_config import TopicConfig
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ class ReplicaManager:
         await self._fetches.close()
         if not self._disk_failed:
             await self.checkpoint_high_watermarks()
+
+    def abandon(self) -> None:
+        """Stop as a crash does: nothing is written or answered any more."""
+        self._disk_failed = True
+        self._fetchers.abandon()
+        self._isr_changes.abandon()
+        for task in self._tasks:
+            task.cancel()
 
     # --- What the image says ---
 
@@ -177,14 +186,7 @@ class ReplicaManager:
         partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)
 
     def _add(self, name: TopicPartition, topic_id: TopicId, config: TopicConfig) -> Partition:
-        log = self._logs.get(name)
-        if log is not None and log.topic_id != topic_id:
-            self._logs.delete(name)  # Of a topic of that name that is no more.
-            log = None
-        if log is None:
-            log = self._logs.create(name, topic_id, config)
-        else:
-            log.reconfigure(config)
+        log = self._logs.create(name, topic_id, config)  # Or the one that is there, if it is of this topic.
         partition = Partition(name, topic_id, log, high_watermark=self._logs.high_watermarks.get(name, 0), purgatory=self._fetches.purgatory)
         partition.min_insync_replicas = config.min_insync_replicas
         self._hosted.add(partition)
@@ -203,7 +205,8 @@ class ReplicaManager:
     def _remove_strays(self, image: MetadataImage) -> None:
         for name, log in list(self._logs.logs.items()):
             topic = image.topics.get(name.topic)
-            state = None if topic is None or topic.topic_id != log.topic_id else topic.partitions.get(name.partition)
+            is_same = topic is not None and log.topic_id in (topic.topic_id, NO_UUID)  # A crash may have left no id.
+            state = topic.partitions.get(name.partition) if topic is not None and is_same else None
             if state is None or self._node_id not in state.replicas:
                 logger.info("removing the log of %s (topic id %s): not assigned to this broker any more", name, log.topic_id)
                 self._logs.delete(name)
