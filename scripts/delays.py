@@ -130,7 +130,7 @@ def publish(producer: Producer, consumer: Consumer, target: str, delays: Delays)
 
 def create_topic(servers: str, name: str) -> None:
     """Create the topic with the cluster's default replication, unless it exists."""
-    admin = AdminClient({"bootstrap.servers": servers})
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
     (future,) = admin.create_topics([NewTopic(name, num_partitions=3)]).values()
     try:
         future.result()

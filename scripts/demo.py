@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import delays
 import flights
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from local_cluster import LocalCluster, wait_until
 from raftlog_cli.errors import CliError
@@ -80,9 +80,8 @@ class Stream:
         self.hold_at: int | None = None  # Not beyond this event until the director says so.
         self.started_s = 0.0
         self.finished_s = 0.0
-        self._producer = Producer(
-            {"bootstrap.servers": servers, "enable.idempotence": True, "acks": "all", "linger.ms": 5, "compression.type": "lz4"}
-        )
+        settings = {"bootstrap.servers": servers, "enable.idempotence": True, "acks": "all", "linger.ms": 5, "compression.type": "lz4"}
+        self._producer = Producer(settings, logger=QUIET)
 
     def run(self) -> None:
         """Send everything and wait until all of it is acknowledged or has failed."""
@@ -176,27 +175,34 @@ def reach(stream: Stream, part: float) -> None:
 
 
 class Member(threading.Thread):
-    """One member of the reading group: notes partition, offset, event and checksum of all it gets."""
+    """One member of the reading group: notes partition, offset, event and checksum of all it gets.
 
-    def __init__(self, name: str, servers: str, everything_read: Callable[[], bool]) -> None:
+    It reads nothing before every member has its share: a single fast one would have read all before the other has joined.
+    """
+
+    def __init__(self, name: str, servers: str, group: ReadingGroup) -> None:
         super().__init__(name=name, daemon=True)
         self.read: list[tuple[int, int, int, int]] = []
         self.assigned: set[int] = set()
         self.problem: str | None = None
-        self._everything_read = everything_read
-        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": GROUP, "client.id": name, "auto.offset.reset": "earliest"}, logger=QUIET)
+        self._group = group
+        settings = {"bootstrap.servers": servers, "group.id": GROUP, "client.id": name, "auto.offset.reset": "earliest"}
+        self._consumer = Consumer(settings, logger=QUIET)
 
     def run(self) -> None:
         self._consumer.subscribe([TOPIC], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
-        heard_s, before = time.monotonic(), 0
+        heard_s, before, paused = time.monotonic(), 0, True
         try:
-            while not self._everything_read():
+            while not self._group.done:
+                if paused and self._group.complete:
+                    self._consumer.resume(self._consumer.assignment())
+                    paused = False
                 for message in self._consumer.consume(2000, 0.1):
                     if message.error() is not None:
                         raise KafkaException(message.error())
                     value = message.value()
                     self.read.append((message.partition(), message.offset(), json.loads(value)["event"], zlib.crc32(value)))
-                if len(self.read) > before or not self.assigned:
+                if len(self.read) > before or self._group.has_read_all(self):
                     heard_s, before = time.monotonic(), len(self.read)
                 elif time.monotonic() - heard_s > READ_SILENCE_S_MAX:
                     raise CliError(f"{self.name} got nothing for {READ_SILENCE_S_MAX:.0f} s")
@@ -205,30 +211,48 @@ class Member(threading.Thread):
         finally:
             self._consumer.close()
 
-    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.assigned |= {partition.partition for partition in partitions}
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.assigned = {partition.partition for partition in partitions}
+        consumer.assign(partitions)
+        if not self._group.complete:
+            consumer.pause(partitions)
 
-    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.assigned -= {partition.partition for partition in partitions}
+    def _on_revoke(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.assigned = set()
 
 
-def read_all(servers: str) -> tuple[list[Member], int]:
-    """Read the whole topic with a group of two members. Returns them and the number of records in the topic."""
-    probe = Consumer({"bootstrap.servers": servers, "group.id": "unused"}, logger=QUIET)
-    ends = [probe.get_watermark_offsets(TopicPartition(TOPIC, number, OFFSET_INVALID), timeout=30)[1] for number in range(PARTITIONS)]
-    probe.close()
-    total = sum(ends)
-    members: list[Member] = []
+class ReadingGroup:
+    """The members together: whether each has a share, and whether everything is read."""
 
-    def everything_read() -> bool:
-        return sum(len(member.read) for member in members) >= total or any(member.problem for member in members)
+    def __init__(self, servers: str, *, members: int) -> None:
+        probe = Consumer({"bootstrap.servers": servers, "group.id": "unused"}, logger=QUIET)
+        offsets = [probe.get_watermark_offsets(TopicPartition(TOPIC, number), timeout=30) for number in range(PARTITIONS)]
+        probe.close()
+        self.ends = [end for _, end in offsets]
+        self.members = [Member(f"member-{i + 1}", servers, self) for i in range(members)]
+        self._complete = False
 
-    members += [Member(f"member-{i + 1}", servers, everything_read) for i in range(MEMBERS)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join()
-    return members, total
+    @property
+    def complete(self) -> bool:
+        """Whether every member has had a share at the same moment."""
+        self._complete = self._complete or all(member.assigned for member in self.members)
+        return self._complete
+
+    @property
+    def done(self) -> bool:
+        return sum(len(member.read) for member in self.members) >= sum(self.ends) or any(member.problem for member in self.members)
+
+    def has_read_all(self, member: Member) -> bool:
+        """Whether a member has read its whole share, and only waits for the others."""
+        return self.complete and len(member.read) >= sum(self.ends[number] for number in member.assigned)
+
+    def read_all(self) -> list[Member]:
+        """Read the whole topic. Returns the members with what they read."""
+        for member in self.members:
+            member.start()
+        for member in self.members:
+            member.join()
+        return self.members
 
 
 @dataclass(slots=True)
@@ -316,7 +340,7 @@ def demo(cluster: LocalCluster, count: int) -> bool:
     cluster.wait_ready()
     say(f"three nodes ready in {time.monotonic() - began_s:.1f} s: {cluster.bootstrap_servers}")
     topic = NewTopic(TOPIC, num_partitions=PARTITIONS, replication_factor=3, config={"min.insync.replicas": "2"})
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers}, logger=QUIET)
     admin.create_topics([topic])[TOPIC].result()
     stream = Stream(cluster.bootstrap_servers, count, seconds=max(STREAM_S_MIN, STREAM_S * count / flights.FLIGHTS))
     say(f"streaming {count:,} flights, keyed by carrier, into {TOPIC}: {PARTITIONS} partitions, 3 replicas, min.insync.replicas 2, acks=all")
@@ -327,7 +351,7 @@ def demo(cluster: LocalCluster, count: int) -> bool:
     director.join()
     wait_until(lambda: cluster.under_replicated(TOPIC) == 0, what="all replicas to be in sync again", timeout_s=RECOVERY_TIMEOUT_S)
     say(f"all sent, all replicas in sync; reading with group {GROUP} of {MEMBERS} members")
-    members, _ = read_all(cluster.bootstrap_servers)
+    members = ReadingGroup(cluster.bootstrap_servers, members=MEMBERS).read_all()
     account = judge(stream, members)
     show(account, stream, members)
     problems += [f"{len(stream.failed)} deliveries failed, the first: {stream.failed[0]}"] if stream.failed else []
