@@ -120,17 +120,18 @@ class FetchResponse(NamedTuple):
 
 
 def parse_fetch_request(body: memoryview, version: int) -> FetchRequest:
-    """The request whose body this is; nothing in it refers to `body`. Raises MalformedFrame."""
+    """The request whose body this is; nothing in it refers to `body`. Raises MalformedFrame.
+
+    Bytes behind its end are ignored, as Kafka ignores them.
+    """
     try:
-        request, end = _parse_request(body, version)
+        request = _parse_request(body, version)
     except (IndexError, struct_error, UnicodeDecodeError):
         raise MalformedFrame(f"Fetch v{version} ends before it is complete") from None
-    if end != len(body):
-        raise MalformedFrame(f"Fetch v{version} has {len(body) - end} bytes after its end")
     return request
 
 
-def _parse_request(body: memoryview, version: int) -> tuple[FetchRequest, int]:
+def _parse_request(body: memoryview, version: int) -> FetchRequest:
     flexible, by_id = version >= FLEXIBLE_FROM, version >= TOPIC_IDS_FROM
     offset, replica_id, replica_epoch = 0, -1, -1
     if version < _REPLICA_STATE_FROM:
@@ -156,12 +157,12 @@ def _parse_request(body: memoryview, version: int) -> tuple[FetchRequest, int]:
         rack_id, offset = (read_compact_string if flexible else read_string)(body, offset)
     cluster_id = None
     if flexible:
-        tagged, offset = read_tagged_fields(body, offset)
+        tagged, _ = read_tagged_fields(body, offset)
         if 0 in tagged:
             cluster_id, _ = read_compact_string(tagged[0], 0)
         if 1 in tagged and version >= _REPLICA_STATE_FROM:
             replica_id, replica_epoch = _REPLICA_STATE.unpack_from(tagged[1], 0)
-    request = FetchRequest(
+    return FetchRequest(
         wait_ms_max,
         size_bytes_min,
         topics,
@@ -175,7 +176,6 @@ def _parse_request(body: memoryview, version: int) -> tuple[FetchRequest, int]:
         rack_id or "",
         cluster_id,
     )
-    return request, offset
 
 
 def _parse_partitions_flexible(body: memoryview, offset: int, _version: int) -> tuple[list[FetchPartition], int]:

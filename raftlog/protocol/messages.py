@@ -109,7 +109,10 @@ def response_body_offset(api_key: int, api_version: int, frame: Buffer) -> int:
 
 
 def decode_request(api_key: int, api_version: int, body: Buffer) -> Fields:
-    """The fields of a request's body; nothing in them refers to `body`. Raises MalformedFrame."""
+    """The fields of a request's body; nothing in them refers to `body`. Raises MalformedFrame.
+
+    Bytes behind its end are ignored, as Kafka ignores them.
+    """
     return _decode(api_key, api_version, body, is_request=True)
 
 

@@ -75,17 +75,18 @@ class ProducedPartition(NamedTuple):
 
 
 def parse_produce_request(body: memoryview, version: int) -> ProduceRequest:
-    """The request whose body this is; its records are views of `body`. Raises MalformedFrame."""
+    """The request whose body this is; its records are views of `body`. Raises MalformedFrame.
+
+    Bytes behind its end are ignored, as Kafka ignores them.
+    """
     try:
-        request, end = (_parse_flexible if version >= FLEXIBLE_FROM else _parse_legacy)(body, version)
+        request = (_parse_flexible if version >= FLEXIBLE_FROM else _parse_legacy)(body, version)
     except (IndexError, struct_error, UnicodeDecodeError):
         raise MalformedFrame(f"Produce v{version} ends before it is complete") from None
-    if end != len(body):
-        raise MalformedFrame(f"Produce v{version} has {len(body) - end} bytes after its end")
     return request
 
 
-def _parse_flexible(body: memoryview, version: int) -> tuple[ProduceRequest, int]:
+def _parse_flexible(body: memoryview, version: int) -> ProduceRequest:
     # Lengths are nearly always one byte; reading that here instead of in read_uvarint takes 0.7 µs off a request.
     by_id = version >= TOPIC_IDS_FROM
     transactional_id, offset = (None, 1) if body[0] == 0 else read_compact_string(body, 0)
@@ -114,10 +115,11 @@ def _parse_flexible(body: memoryview, version: int) -> tuple[ProduceRequest, int
             offset = offset + 1 if body[offset] == 0 else skip_tagged_fields(body, offset)
         topics.append((topic, partitions))
         offset = offset + 1 if body[offset] == 0 else skip_tagged_fields(body, offset)
-    return ProduceRequest(transactional_id, acks, timeout_ms, topics), skip_tagged_fields(body, offset)
+    skip_tagged_fields(body, offset)
+    return ProduceRequest(transactional_id, acks, timeout_ms, topics)
 
 
-def _parse_legacy(body: memoryview, _version: int) -> tuple[ProduceRequest, int]:
+def _parse_legacy(body: memoryview, _version: int) -> ProduceRequest:
     transactional_id, offset = read_string(body, 0)
     acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(body, offset)
     topic_count, offset = read_size(body, offset + 6, flexible=False)
@@ -134,7 +136,7 @@ def _parse_legacy(body: memoryview, _version: int) -> tuple[ProduceRequest, int]
             partitions.append((partition, body[offset : offset + size] if size >= 0 else None))
             offset += max(size, 0)
         topics.append((topic, partitions))
-    return ProduceRequest(transactional_id, acks, timeout_ms, topics), offset
+    return ProduceRequest(transactional_id, acks, timeout_ms, topics)
 
 
 def encode_produce_response(
