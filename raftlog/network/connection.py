@@ -95,6 +95,10 @@ class FrameConnection(asyncio.BufferedProtocol):
         if sock is not None and receive_bytes > 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
 
+    def release_memory(self) -> None:
+        """Give the receive buffer back until something arrives."""
+        self._frames.release()
+
     def on_close(self, callback: OnClose) -> None:
         """Call `callback` once when the peer is gone: it closed, it ended its side, or the connection was lost or closed."""
         if self._on_close is None:

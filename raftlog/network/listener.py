@@ -98,15 +98,20 @@ class Listener:
             self._all_closed.set()
 
     def _schedule_idle_check(self) -> None:
-        interval_ms = self._settings.connections_max_idle_ms / IDLE_CHECKS_PER_LIMIT
-        self._idle_timer = asyncio.get_running_loop().call_later(interval_ms / 1000, self._close_idle)
+        interval_s = self._settings.connections_max_idle_ms / 1000 / IDLE_CHECKS_PER_LIMIT
+        self._idle_timer = asyncio.get_running_loop().call_later(interval_s, self._check_idle)
 
-    def _close_idle(self) -> None:
-        idle_since = asyncio.get_running_loop().time() - self._settings.connections_max_idle_ms / 1000
+    def _check_idle(self) -> None:
+        """Close connections without a request for too long; those quiet for a while give their buffers back."""
+        now_s = asyncio.get_running_loop().time()
+        limit_s = self._settings.connections_max_idle_ms / 1000
         for connection in tuple(self._connections):
-            if connection.active_at < idle_since and not connection.requests_in_flight and not connection.is_upgraded:
+            idle_s = now_s - connection.active_at
+            if idle_s > limit_s and not connection.requests_in_flight and not connection.is_upgraded:
                 _log.debug("closing the idle connection of %s", connection.peer)
                 connection.close()
+            elif idle_s > limit_s / IDLE_CHECKS_PER_LIMIT:
+                connection.release_memory()
         self._schedule_idle_check()
 
 

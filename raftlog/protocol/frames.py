@@ -15,6 +15,7 @@ from raftlog.errors import RaftlogError
 
 FRAME_LENGTH: Final = Struct(">i")
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024  # Of a connection at rest; holds many small requests or a usual batch.
+RECEIVE_BUFFER_KEPT_BYTES_MAX: Final = 1024 * 1024  # A buffer that grew beyond is let go as soon as its frame was taken.
 RECEIVE_SPACE_BYTES_MIN: Final = 16 * 1024  # Less room than this is not worth a system call.
 
 
@@ -30,16 +31,16 @@ def frame_prefix(buffers: Sequence[Buffer]) -> bytes:
 class FrameBuffer:
     """Bytes received and not yet taken, and the frames in them.
 
-    One buffer serves all frames of a connection. It grows to the size of a frame that does not fit, as that arrives and
-    bounded by `size_bytes_max`, and shrinks back once that frame was taken. A frame that is handed out is a view of it,
-    valid until the next `space()`.
+    One buffer serves all frames of a connection; it exists from the first `space()` until `release()`. It grows to the size
+    of a frame that does not fit, as that arrives and bounded by `size_bytes_max`. A frame that is handed out is a view of
+    it, valid until the next `space()`.
     """
 
     __slots__ = ("_buffer", "_end", "_size_bytes_max", "_start", "_view")
 
     def __init__(self, size_bytes_max: int) -> None:
         self._size_bytes_max = size_bytes_max
-        self._buffer = bytearray(RECEIVE_BUFFER_BYTES)
+        self._buffer = bytearray()
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
@@ -53,7 +54,7 @@ class FrameBuffer:
         """Where to receive into; never empty. Ends the validity of frames handed out before."""
         start, end = self._start, self._end
         if start == end:
-            if len(self._buffer) != RECEIVE_BUFFER_BYTES:
+            if not RECEIVE_BUFFER_BYTES <= len(self._buffer) <= RECEIVE_BUFFER_KEPT_BYTES_MAX:
                 self._replace(RECEIVE_BUFFER_BYTES)
             self._start = self._end = 0
             return self._view
@@ -79,6 +80,11 @@ class FrameBuffer:
             return None
         self._start = frame_end
         return self._view[start + 4 : frame_end]
+
+    def release(self) -> None:
+        """Give the memory back, if nothing is pending: for a connection that is quiet."""
+        if self._start == self._end and self._buffer:
+            self._replace(0)
 
     def _frame_end(self) -> int:
         """Where the frame that begins at `_start` ends, as far as its length is known."""

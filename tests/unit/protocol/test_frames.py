@@ -39,13 +39,29 @@ def test_frames_in_any_pieces() -> None:
         assert buffer.pending_bytes == 0
 
 
-def test_small_frames_reuse_one_buffer_and_a_large_one_is_let_go() -> None:
-    buffer = FrameBuffer(1_000_000)
+def test_frames_reuse_one_buffer_and_that_of_a_huge_one_is_let_go() -> None:
+    buffer = FrameBuffer(5_000_000)
     first = buffer.space().obj
     feed(buffer, (frame_prefix([b"x" * 100]) + b"x" * 100) * 100, [104])
     assert buffer.space().obj is first
-    feed(buffer, frame_prefix([bytes(900_000)]) + bytes(900_000), [1 << 20])
+    large = frame_prefix([bytes(900_000)]) + bytes(900_000)
+    feed(buffer, large, [1 << 20])
+    grown = buffer.space().obj
+    feed(buffer, large, [1 << 20])
+    assert buffer.space().obj is grown
+    feed(buffer, frame_prefix([bytes(4_000_000)]) + bytes(4_000_000), [1 << 20])
     assert len(buffer.space().obj) == RECEIVE_BUFFER_BYTES
+
+
+def test_a_quiet_connection_has_no_buffer() -> None:
+    buffer = FrameBuffer(1000)
+    feed(buffer, frame_prefix([b"x"]) + b"x\0", [6])
+    buffer.release()
+    assert buffer.pending_bytes == 1  # Nothing is lost: it is not quiet.
+    assert feed(buffer, b"\0\0\1y", [4]) == [b"y"]
+    buffer.release()
+    assert len(buffer._buffer) == 0
+    assert feed(buffer, frame_prefix([b"z"]) + b"z", [5]) == [b"z"]
 
 
 def test_an_announced_size_costs_no_memory() -> None:
