@@ -317,6 +317,15 @@ class LeaderFetcher:
                 # Another object: removed, added anew in another leader epoch, or its log changed since it was asked for.
                 if slot is not None and slot.encoded is due.get(fetched.partition):
                     self._take(peer, slot, fetched)
+                    if len(fetched.records):
+                        self._move_to_end(topic, fetched.partition, slot)
+
+    def _move_to_end(self, topic_id: TopicId, index: int, slot: Slot) -> None:
+        """The leader serves in the order asked: one that catches up must not use up the response's size every time."""
+        siblings = self._slots.get(topic_id)
+        if siblings is not None and siblings.get(index) is slot:
+            siblings[index] = siblings.pop(index)
+            self._slots[topic_id] = self._slots.pop(topic_id)
 
     # --- One partition's answer ---
 

@@ -37,6 +37,7 @@ from raftlog.errors import (
     UnknownLeaderEpoch,
 )
 from raftlog.ids import NO_LEADER_EPOCH, NO_TIMESTAMP, LeaderEpoch, NodeId, Offset, TopicId, TopicPartition
+from raftlog.protocol.batches import BatchHeader, parse_header
 from raftlog.storage.log import Appended, AppendOrigin, Log
 
 if TYPE_CHECKING:
@@ -313,10 +314,17 @@ class Partition:
         assert following is not None
         log = self.log
         if len(records):
+            if log.log_start_offset == log.log_end_offset:
+                self._start_in_batch(parse_header(records))
             log.append_as_follower(records)
         following.learn_high_watermark(leader_high_watermark, log_end_offset=log.log_end_offset)
         if log.log_start_offset < leader_start_offset <= following.high_watermark:
             log.advance_log_start(leader_start_offset)
+
+    def _start_in_batch(self, first: BatchHeader) -> None:
+        """The leader's log start lies within its first batch: an empty log must begin where that batch does."""
+        if first.base_offset < self.log.log_end_offset < first.end_offset:
+            self.start_at(first.base_offset)
 
     def truncate_to(self, offset: Offset) -> bool:
         """Cut the follower's log. True when that cut below the high watermark."""

@@ -269,5 +269,5 @@ async def brokers(directory: pathlib.Path, count: int, overrides: Mapping[str, s
 async def until(condition: Any, *, timeout_s: float = 10) -> None:
     """Wait for what no event tells. Fails the test after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)

@@ -66,7 +66,7 @@ def test_the_leader_dies_and_another_goes_on(tmp_path: pathlib.Path) -> None:
 
 def test_a_partition_added_while_a_fetch_waits_is_fetched_at_once(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, two)):
+        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, _two)):
             controller.create_topic("t", (1, 2))
             await one.manager.append(T0, batch("a"), acks=-1, timeout_ms=5000)
             await until(lambda: len(one.manager._fetches.purgatory) == 1)
@@ -80,7 +80,7 @@ def test_a_partition_added_while_a_fetch_waits_is_fetched_at_once(tmp_path: path
 
 def test_a_follower_that_hears_of_the_leader_first_does_not_wait_for_the_long_poll(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, two)):
+        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, _two)):
             controller.create_topic("t", (1, 2))
             await until(lambda: len(one.manager._fetches.purgatory) == 1)
             controller.hidden.add(1)
@@ -112,6 +112,20 @@ def test_a_follower_behind_the_leaders_log_start_begins_anew_there(tmp_path: pat
             one.log().advance_log_start(4)
             await one.manager.append(T0, batch("e"), acks=-1, timeout_ms=5000)
             await until(lambda: two.log().log_start_offset == 4)
+
+    asyncio.run(main())
+
+
+def test_a_leaders_log_may_start_within_a_batch(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with brokers(tmp_path, 2) as (controller, (one, two)):
+            controller.create_topic("t", (1,))
+            one.manager.append(T0, batch("a"), acks=1, timeout_ms=0)
+            one.manager.append(T0, batch("b", "c", "d"), acks=1, timeout_ms=0)
+            one.log().advance_log_start(2)
+            controller.change(0, replicas=(1, 2), adding_replicas=(2,))
+            await until(lambda: controller.image.partition(T0).isr == (1, 2))
+            assert (two.log().log_start_offset, two.log().log_end_offset) == (2, 4)
 
     asyncio.run(main())
 
