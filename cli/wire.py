@@ -48,8 +48,8 @@ class WireClient:
     def close(self) -> None:
         self._socket.close()
 
-    def request(self, api_key: int, fields: Mapping[str, Any]) -> Fields:
-        """Ask in the highest version both sides know. Raises CliError when the server does not offer the API."""
+    def request(self, api_key: int, fields: Mapping[str, Any], *, version_max: int | None = None) -> Fields:
+        """Ask in the highest version both sides know, up to `version_max`. Raises CliError when the server does not offer the API."""
         if not self._versions:
             answer = self._ask(API_VERSIONS, API_VERSIONS_VERSION, {"client_software_name": CLIENT_ID, "client_software_version": "0"})
             self._versions = {item.api_key: (item.min_version, item.max_version) for item in answer.api_keys}
@@ -59,7 +59,7 @@ class WireClient:
             raise CliError(f"{self.address} does not offer the API this needs (key {api_key})")
         lowest, highest = self._versions[api_key]
         known_lowest, known_highest = API_VERSIONS_BROKER[api_key]
-        version = min(highest, known_highest)
+        version = min(highest, known_highest) if version_max is None else min(highest, known_highest, version_max)
         if version < max(lowest, known_lowest):
             raise CliError(f"{self.address} offers versions {lowest} to {highest} of API {api_key}; known are {known_lowest} to {known_highest}")
         return self._ask(api_key, version, fields)

@@ -15,7 +15,7 @@ from raftlog.protocol.batches import Record, encode_batch
 from raftlog.protocol.messages import encode_request
 
 PRODUCE: Final = 0
-PRODUCE_VERSION: Final = 9
+PRODUCE_VERSION: Final = 9  # The last that names topics rather than giving their ids is 12.
 CREATE_TOPICS: Final = 19
 CLIENT_ID: Final = "bench"
 WINDOW: Final = 50  # Requests in flight, below what a server takes from one connection before it pushes back.
@@ -42,7 +42,7 @@ def one_record(value: bytes = b"x") -> bytes:
 def write(client: WireClient, topic: str, *, partition: int = 0, acks: int = -1) -> None:
     """One record, acknowledged. Raises CliError."""
     data = [{"name": topic, "partition_data": [{"index": partition, "records": one_record()}]}]
-    answer = client.request(PRODUCE, {"transactional_id": None, "acks": acks, "timeout": TIMEOUT_MS, "topic_data": data})
+    answer = client.request(PRODUCE, {"transactional_id": None, "acks": acks, "timeout": TIMEOUT_MS, "topic_data": data}, version_max=PRODUCE_VERSION)
     for response in answer.responses:
         for item in response.partition_responses:
             check(item.error_code, getattr(item, "error_message", None))

@@ -173,12 +173,15 @@ class LocalCluster:
 def wait_until(condition: Callable[[], T], *, what: str, timeout_s: float) -> T:
     """Ask until the answer is true, passing over a cluster that is just not answering. Raises CliError after the time-out."""
     deadline_s = time.monotonic() + timeout_s
+    problem = ""
     while True:
-        with contextlib.suppress(CliError):
+        try:
             if answer := condition():
                 return answer
+        except CliError as error:
+            problem = f"; the last answer was: {error}"
         if time.monotonic() > deadline_s:
-            raise CliError(f"waited {timeout_s:.0f} s in vain for {what}")
+            raise CliError(f"waited {timeout_s:.0f} s in vain for {what}{problem}")
         time.sleep(POLL_S)
 
 
