@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class RequestContext:
     """Whose request it is and how it is to be answered."""
 
-    __slots__ = ("api_key", "api_version", "cancel_on_close", "client_id", "connection", "correlation_id", "listener")
+    __slots__ = ("api_key", "api_version", "cancel_on_close", "client_id", "connection", "correlation_id", "holds_connection", "listener")
 
     def __init__(
         self,
@@ -56,6 +56,9 @@ class RequestContext:
         self.listener = listener
         # A handler that only waits and reads sets it, to be cancelled when the client goes; others run to their end.
         self.cancel_on_close = False
+        # A handler sets it whose response may be large and late: the next request is taken when that was written. So one
+        # connection holds one such response at most; clients that pipeline behind a fetch wait for it with Kafka, too.
+        self.holds_connection = False
 
 
 # Called with a request's context and body. The body is the receive buffer, valid until the call returns. Raises
@@ -313,7 +316,10 @@ class ServerConnection(FrameConnection):
                 slot.future.cancel()
 
     def _may_take_frames(self) -> bool:
-        return self._on_frame is not None or (not self._is_write_paused and len(self._slots) < REQUESTS_IN_FLIGHT_MAX)
+        if self._on_frame is not None:
+            return True
+        slots = self._slots
+        return not self._is_write_paused and len(slots) < REQUESTS_IN_FLIGHT_MAX and not (slots and slots[-1].context.holds_connection)
 
     def _handle_frame(self, frame: memoryview) -> None:
         api_key, api_version, correlation_id, client_id, body_offset = parse_request_header(frame)

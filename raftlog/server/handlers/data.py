@@ -217,7 +217,7 @@ class DataHandlers:
         answer = self._replicas.fetch(self._limits(request), targets)
         if isinstance(answer, list):
             return self._encode_fetched(context, request, answer)
-        context.cancel_on_close = True
+        context.cancel_on_close = context.holds_connection = True
         return self._finish_fetch(context, request, answer)
 
     def _limits(self, request: FetchRequest) -> FetchLimits:

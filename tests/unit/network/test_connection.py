@@ -178,6 +178,29 @@ def test_requests_in_flight_are_bounded(run: Any) -> None:
     run(main())
 
 
+def test_a_request_that_holds_the_connection_is_answered_before_the_next_is_taken(run: Any) -> None:
+    async def main() -> None:
+        futures: list[asyncio.Future[Response]] = []
+
+        def dispatch(context: RequestContext, body: memoryview) -> Any:
+            context.holds_connection = True
+            futures.append(asyncio.get_running_loop().create_future())
+            return futures[-1]
+
+        async with serving(dispatch) as server:
+            reader, writer = await server.connect()
+            writer.write(request(0) + request(1) + request(2))
+            for number in range(3):
+                await until(lambda: len(futures) == number + 1)  # noqa: B023
+                await asyncio.sleep(0.01)
+                assert len(futures) == number + 1
+                futures[number].set_result(answer(server.contexts[number]))
+                assert await read_response(reader) == (number, b"")
+            writer.close()
+
+    run(main())
+
+
 def test_a_client_that_does_not_read_stops_being_served(run: Any) -> None:
     async def main() -> None:
         size = 100_000
