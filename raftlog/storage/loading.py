@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from raftlog.core.log.epochs import EpochCache
 from raftlog.core.log.producers import EndMarker, ProducerStates
-from raftlog.environment import Clock
+from raftlog.environment import Clock, Files
 from raftlog.errors import CorruptMessage, StorageError
 from raftlog.ids import Offset
 from raftlog.protocol.batches import CONTROL_ABORT, CONTROL_COMMIT, BatchHeader, decode_batch
@@ -64,7 +64,6 @@ class Loader:
         await self._restore_producers(end_offset)
         if first < len(self.segments):
             end_offset = await self._recover_from(first)
-        self._drop_snapshots_above(end_offset)
         return self._finish(end_offset)
 
     def _find_files(self, names: set[str]) -> None:
@@ -130,7 +129,8 @@ class Loader:
 
     async def _restore_producers(self, end_offset: Offset) -> None:
         """The states as of `end_offset`, from the newest usable snapshot and the trusted batches after it."""
-        position = self._read_snapshot(end_offset)
+        self._drop_snapshots_above(end_offset)
+        self.producers, position = read_snapshot(self.handles.files, self.directory, self.snapshots, now_ms=self.clock.monotonic_ms())
         for place, segment in enumerate(self.segments):
             if segment.base_offset >= end_offset or position >= end_offset:
                 break
@@ -140,22 +140,6 @@ class Loader:
             scan = Scan(segment.index.position_for(position), segment.size_bytes, crc=False)
             async for found in chunks(segment.file, scan):
                 self._see_producers([item for item in found if item[1].base_offset >= position])
-
-    def _read_snapshot(self, end_offset: Offset) -> Offset:
-        """Restore from the newest snapshot at or below `end_offset`; the offset it stands for, 0 without one."""
-        for offset in reversed(self.snapshots.copy()):
-            if offset > end_offset:
-                continue
-            path = f"{self.directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
-            try:
-                self.producers = ProducerStates.from_snapshot(self.handles.files.read(path), now_ms=self.clock.monotonic_ms())
-            except ValueError as error:
-                logger.warning("%s is dropped, its producers are read from the log: %s", path, error)
-                self.handles.files.remove(path)
-                self.snapshots.remove(offset)
-                continue
-            return offset
-        return 0
 
     def _see_producers(self, found: list[Found]) -> None:
         now_ms = self.clock.monotonic_ms()
@@ -173,6 +157,7 @@ class Loader:
     async def _recover_from(self, first: int) -> Offset:
         """Check the segments from `first` on, cut at the first bad batch; the log's end offset."""
         end_offset = self.segments[first].base_offset
+        self.epochs.truncate_from_end(end_offset)
         for place in range(first, len(self.segments)):
             segment = self.segments[place]
             if segment.base_offset != end_offset:  # Nothing here compacts, so a hole is what the crash has lost.
@@ -182,9 +167,9 @@ class Loader:
             last_offset = segment.last_offset
             end_offset = end_offset if last_offset is None else last_offset + 1
             if problem is not None:
-                surplus_bytes = segment.file.size() - segment.size_bytes
+                self.cut_bytes += segment.file.size() - segment.size_bytes
                 segment.file.truncate(segment.size_bytes)
-                self.cut_bytes += surplus_bytes
+                segment.file.sync()
                 self._cut(place + 1, problem, offset=end_offset)
                 break
             if place < len(self.segments) - 1:
@@ -195,7 +180,7 @@ class Loader:
 
     def _recovered(self, found: list[Found]) -> None:
         for _, header, _ in found:
-            if header.leader_epoch > self.epochs.latest_epoch:
+            if header.leader_epoch != self.epochs.latest_epoch and header.leader_epoch >= 0:
                 self.epochs.assign(header.leader_epoch, header.base_offset)
         self._see_producers(found)
 
@@ -238,3 +223,16 @@ def end_marker(header: BatchHeader, batch: memoryview) -> EndMarker | None:
         return None
     coordinator_epoch = int.from_bytes(value[2:6], "big", signed=True) if len(value) >= 6 else 0
     return EndMarker(committed=control_type == CONTROL_COMMIT, coordinator_epoch=coordinator_epoch)
+
+
+def read_snapshot(files: Files, directory: str, snapshots: list[Offset], *, now_ms: int) -> tuple[ProducerStates, Offset]:
+    """The producers of the newest usable snapshot and the offset it stands for; none, 0 without one. Damaged ones are dropped."""
+    while snapshots:
+        path = f"{directory}/{file_name(snapshots[-1], SNAPSHOT_SUFFIX)}"
+        try:
+            return ProducerStates.from_snapshot(files.read(path), now_ms=now_ms), snapshots[-1]
+        except ValueError as error:
+            logger.warning("%s is dropped, its producers are read from the log: %s", path, error)
+            files.remove(path)
+            snapshots.pop()
+    return ProducerStates(), 0

@@ -21,7 +21,7 @@ from raftlog.ids import NO_TIMESTAMP, LeaderEpoch, Offset, TopicId, TopicPartiti
 from raftlog.protocol.batches import EPOCH_END, HEADER_BYTES, BatchHeader, decode_batch, iterate_headers, patch, size_at, stamp, validate, verify
 from raftlog.storage import checkpoints
 from raftlog.storage.handles import OpenFiles
-from raftlog.storage.loading import Loaded, Loader, end_marker
+from raftlog.storage.loading import Loaded, Loader, end_marker, read_snapshot
 from raftlog.storage.segment import BEHIND, SNAPSHOT_SUFFIX, Segment, file_name
 from raftlog.topic_config import TopicConfig
 
@@ -173,7 +173,13 @@ class Log:
             clean_shutdown=clean_shutdown,
         )
         loaded = await loader.load()
-        return cls(handles, directory, loaded, topic_partition=topic_partition, topic_id=topic_id, config=config, clock=clock)
+        log = cls(handles, directory, loaded, topic_partition=topic_partition, topic_id=topic_id, config=config, clock=clock)
+        if not clean_shutdown:  # What is there need not be on disk.
+            log._synced_offset = log.recovery_point
+            log._are_epochs_written = log.log_end_offset == 0
+            log._are_names_synced = False
+            log._is_identity_synced = topic_id.int == 0
+        return log
 
     def adopt(self, topic_id: TopicId) -> None:
         """Take the topic id that a crash has left unwritten. Raises StorageError."""
@@ -569,8 +575,9 @@ class Log:
         self._are_names_synced = False
         self.log_end_offset = end_offset
         self.log_start_offset = min(self.log_start_offset, end_offset)
-        self.recovery_point = min(self.recovery_point, end_offset)
-        self._synced_offset = min(self._synced_offset, end_offset)
+        # Below the end, so that the cut itself is brought to disk, or done again, before anything vouches for this segment.
+        self.recovery_point = min(self.recovery_point, max(end_offset - 1, 0))
+        self._synced_offset = min(self._synced_offset, self.recovery_point)
         if self.epochs.truncate_from_end(end_offset):
             self._are_epochs_written = False
         for offset in [offset for offset in self._snapshot_offsets if offset > end_offset]:
@@ -581,12 +588,7 @@ class Log:
     def _rebuild_producers(self) -> None:
         """Read the producers from the newest snapshot and the batches after it; blocking, after rare truncations only."""
         now_ms = self._clock.monotonic_ms()
-        self.producers.clear()
-        start_offset = 0
-        if self._snapshot_offsets:
-            start_offset = self._snapshot_offsets[-1]
-            content = self._handles.files.read(f"{self.directory}/{file_name(start_offset, SNAPSHOT_SUFFIX)}")
-            self.producers = ProducerStates.from_snapshot(content, now_ms=now_ms)
+        self.producers, start_offset = read_snapshot(self._handles.files, self.directory, self._snapshot_offsets, now_ms=now_ms)
         for segment, next_base in zip(self._segments, [*self._bases[1:], self.log_end_offset], strict=True):
             if next_base <= start_offset:
                 continue
@@ -731,8 +733,7 @@ class Log:
         if self._failure is None:
             try:
                 self._active.seal()
-                if self._active.size_bytes:
-                    self._active.write_indexes()
+                self._active.write_indexes()
                 self._take_snapshot()
             except StorageError as error:
                 raise KafkaStorageError(str(error)) from error
@@ -774,4 +775,5 @@ def _read_topic_id(files: Files, directory: str, *, clean_shutdown: bool) -> Top
         if clean_shutdown:
             raise
         logger.warning("the topic id of a new partition was lost in the crash: %s", error)
+        files.remove(path)
         return TopicId(int=0)

@@ -53,6 +53,7 @@ class Segment:
         "_recent_ends",
         "_recent_positions",
         "_time_index",
+        "_unsynced",
         "base_offset",
         "created_ms",
         "directory",
@@ -87,6 +88,7 @@ class Segment:
         self._recent_ends = array("q")
         self._recent_positions = array("I")
         self._hints: dict[Offset, int] = {}
+        self._unsynced: list[str] = []  # Paths of index files that were written.
 
     def path(self, suffix: str = LOG_SUFFIX) -> str:
         return f"{self.directory}/{file_name(self.base_offset, suffix)}"
@@ -216,9 +218,8 @@ class Segment:
         """Nothing more will be appended: the time index gets its last entry."""
         self.time_index.append(self.max_timestamp_ms, self.max_timestamp_offset)
 
-    def write_indexes(self) -> list[str]:
-        """Bring the index files up to the memory, unsynced; the paths of those that changed. Raises StorageError."""
-        changed = []
+    def write_indexes(self) -> None:
+        """Bring the index files up to the memory, unsynced. Raises StorageError."""
         for index, suffix, entry_bytes in (
             (self._index, INDEX_SUFFIX, OFFSET_ENTRY_BYTES),
             (self._time_index, TIME_INDEX_SUFFIX, TIME_ENTRY_BYTES),
@@ -226,7 +227,8 @@ class Segment:
             if index is None:
                 continue
             path = self.path(suffix)
-            if index.written_count == len(index) and not index.is_file_longer and self._handles.files.exists(path):
+            is_there = self.size_bytes == 0 or self._handles.files.exists(path)
+            if index.written_count == len(index) and not index.is_file_longer and is_there:
                 continue
             file = self._handles.files.open(path, create=True)
             try:
@@ -239,8 +241,7 @@ class Segment:
                 file.close()
             index.written_count = len(index)
             index.is_file_longer = False
-            changed.append(path)
-        return changed
+            self._unsynced.append(path)
 
     def sync(self) -> None:
         """Bring the log to disk, blocking; not its indexes. Raises StorageError."""
@@ -253,12 +254,15 @@ class Segment:
         await self.file.sync_later()
         if self.is_removed:
             return
-        for path in self.write_indexes():
+        self.write_indexes()
+        for path in self._unsynced.copy():
             file = self._handles.files.open(path)
             try:
                 await file.sync_later()
             finally:
                 file.close()
+            if path in self._unsynced:
+                self._unsynced.remove(path)
 
     def truncate(self, size_bytes: int, *, end_offset: Offset) -> None:
         """Cut the log at byte `size_bytes`, where the batch at `end_offset` would begin. Raises StorageError."""
