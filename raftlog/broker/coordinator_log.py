@@ -123,6 +123,7 @@ class CoordinatorLog:
         appended = self._appends.append_internal(self._partition, batch)
         timer = loop.call_later(WRITE_TIMEOUT_MS / 1000, self._give_up, operations)
         self._batches.append(_Batch(operations, appended, timer))
+        appended.add_done_callback(_retrieve)  # After `close` nobody asks what became of it.
         appended.add_done_callback(self._settle_done)
 
     def _settle_done(self, _: asyncio.Future[Any]) -> None:

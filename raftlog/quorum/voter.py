@@ -254,6 +254,10 @@ class Voter:
             self._send(peer, message)
 
     def _show_ready(self) -> None:
+        engine = self._engine
+        if self.leadership.active and not (engine.is_active and engine.term == self.leadership.epoch):
+            # Before the entries: among them may be another leader's, which no active controller may take for its own.
+            self._show_leadership(Leadership(engine.leader_id, engine.term, False))
         ready, self._ready = self._ready, []
         for item in ready:
             if isinstance(item, tuple):
@@ -262,12 +266,14 @@ class Voter:
                 self._answer(item)
             else:
                 self._show_snapshot(item)
-        engine = self._engine
         leadership = Leadership(engine.leader_id, engine.term, engine.is_active)
         if leadership != self.leadership:
-            self._fail_proposals(keep_epoch=engine.term if engine.is_leader else None)
-            self.leadership = leadership
-            self._state_machine.leadership_changed(leadership)
+            self._show_leadership(leadership)
+
+    def _show_leadership(self, leadership: Leadership) -> None:
+        self._fail_proposals(keep_epoch=self._engine.term if self._engine.is_leader else None)
+        self.leadership = leadership
+        self._state_machine.leadership_changed(leadership)
 
     def _show_entry(self, entry: Entry) -> None:
         command, index, term = entry

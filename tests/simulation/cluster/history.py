@@ -1,0 +1,38 @@
+"""Writes what simulated clients did and saw, in the format that `raftlog.testing.histories` judges."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from raftlog.testing.histories import Operation
+
+
+class Recorder:
+    """Operations in the order of their invocation, at the loop's virtual time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.operations: list[Operation] = []
+        self.first_value = 0
+
+    def _now_ns(self) -> int:
+        return int(self._loop.time() * 1e9)
+
+    def next_value(self) -> int:
+        self.first_value += 1
+        return self.first_value
+
+    def invoke(self, f: str, process: str, **fields: Any) -> Operation:
+        operation = Operation(len(self.operations), f, process, self._now_ns(), fields=fields)
+        self.operations.append(operation)
+        return operation
+
+    def end(self, operation: Operation, outcome: str, **fields: Any) -> None:
+        operation.outcome = outcome
+        if outcome != "info":
+            operation.end_ns = self._now_ns()
+        operation.fields.update(fields)
+
+    def count(self, f: str, outcome: str) -> int:
+        return sum(1 for operation in self.operations if operation.f == f and operation.outcome == outcome)
