@@ -76,13 +76,6 @@ class CoordinatorPartition:
         """Begin to load."""
         self._loading = asyncio.get_running_loop().create_task(self._load(), name=f"load {self.partition}")
 
-    async def loaded(self) -> None:
-        """Wait for the end of loading. Raises NotCoordinator when the partition was resigned first."""
-        if self._loading is not None:
-            await asyncio.wait([self._loading])
-        if self._resigned:
-            raise self._not_coordinator()
-
     def resign(self) -> None:
         """Another broker leads from now on: tell whoever waits, and forget all."""
         self._resigned = True

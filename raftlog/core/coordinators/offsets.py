@@ -7,7 +7,7 @@ offsets covers it too: the tombstone comes after it in the log.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -67,9 +67,6 @@ class Offsets:
     def get(self, group_id: str, topic: str, partition: int) -> OffsetValue | None:
         stored = self._stored.get(group_id, {}).get((topic, partition))
         return None if stored is None else stored.value
-
-    def groups(self) -> Iterable[str]:
-        return self._stored.keys()
 
     # -- plans
 
