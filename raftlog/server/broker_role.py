@@ -85,7 +85,9 @@ class BrokerRole:
         settings, environment, metadata = self._settings, self._environment, self.metadata
         data = DataHandlers(settings=settings, environment=environment, replicas=self.replicas, channel=self.channel, metadata=metadata)
         queries = LogQueryHandlers(replicas=self.replicas)
-        cluster = ClusterHandlers(settings, cluster_id=self._cluster_id, metadata=metadata, auto_topics=self.auto_topics, chance=environment.random)
+        cluster = ClusterHandlers(
+            settings, cluster_id=self._cluster_id, metadata=metadata, auto_topics=self.auto_topics, chance=environment.random, clock=environment.clock
+        )
         configs = ConfigHandlers(settings, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)

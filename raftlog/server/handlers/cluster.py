@@ -11,7 +11,8 @@ from raftlog.broker.auto_topics import AutoTopics
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.config import Settings
 from raftlog.core.controller.topics import check_topic_name
-from raftlog.core.metadata.image import MetadataImage, Partition, Topic
+from raftlog.core.metadata.image import MetadataDelta, MetadataImage, Partition, Topic
+from raftlog.environment import Clock
 from raftlog.errors import ErrorCode, InvalidRequest, InvalidTopic
 from raftlog.ids import INTERNAL_TOPICS, NO_NODE, NodeId, TopicName
 from raftlog.network.connection import RequestContext
@@ -23,6 +24,8 @@ NO_TOPIC_ID: Final = UUID(int=0)
 BROKERS: Final = 1  # DescribeCluster's endpoint types.
 CONTROLLERS: Final = 2
 PARTITIONS_PER_RESPONSE_MAX: Final = 2000  # Kafka's max.request.partition.size.limit.
+
+LISTED_AFTER_FENCING_MS: Final = 5_000
 
 # Bit sets over AclOperation's numbers: what may be done to a topic and to the cluster, all of it while nothing is authorized.
 TOPIC_OPERATIONS: Final = sum(1 << operation for operation in (3, 4, 5, 6, 7, 8, 10, 11))
@@ -41,8 +44,11 @@ class ClusterHandlers:
         metadata: MetadataFollower,
         auto_topics: AutoTopics,
         chance: random.Random,
+        clock: Clock,
     ) -> None:
         self._settings = settings
+        self._recently_fenced = RecentlyFenced(clock)
+        metadata.subscribe(self._recently_fenced.follow)
         self._cluster_id = cluster_id
         self._metadata = metadata
         self._auto_topics = auto_topics
@@ -56,7 +62,7 @@ class ClusterHandlers:
         }
 
     def metadata(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
-        """Answer Metadata v0-v13 (key 3): unfenced brokers, and the topics asked for by name or id, or all.
+        """Answer Metadata v0-v13 (key 3): unfenced brokers (and those fenced just now), and the topics asked for.
 
         `controller_id` is a random live broker, as in KRaft: clients send it what the broker forwards.
         Source: KIP-4, KIP-516, KIP-700; an unknown topic is created where the client and auto.create.topics.enable allow it.
@@ -71,11 +77,11 @@ class ClusterHandlers:
         if request.include_topic_authorized_operations:
             for topic in topics:
                 topic["topic_authorized_operations"] = TOPIC_OPERATIONS
-        brokers = _live_brokers(image, context.listener)
+        live = _live_brokers(image, context.listener)
         return {
-            "brokers": brokers,
+            "brokers": live + self._recently_fenced.listed(image, context.listener),
             "cluster_id": self._cluster_id,
-            "controller_id": self._random_broker(brokers),
+            "controller_id": self._random_broker(live),
             "topics": topics,
             "cluster_authorized_operations": (
                 CLUSTER_OPERATIONS if getattr(request, "include_cluster_authorized_operations", False) else OPERATIONS_NOT_ASKED_FOR
@@ -188,6 +194,36 @@ class ClusterHandlers:
         return node_id
 
 
+class RecentlyFenced:
+    """The brokers that Metadata lists a little longer than they live.
+
+    When the answer that names a partition's new leader no longer lists the old one, librdkafka 2.12 and later removes the
+    old broker together with the partition that is just leaving it, and needs another second to look for a leader again.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._fenced_ms: dict[NodeId, int] = {}
+        self._unfenced: frozenset[NodeId] = frozenset()
+
+    def follow(self, image: MetadataImage, delta: MetadataDelta) -> None:
+        """Notice who is fenced in `image` and was not before."""
+        if not delta.changed_brokers:
+            return
+        unfenced = frozenset(node_id for node_id, broker in image.brokers.items() if not broker.fenced)
+        now_ms = self._clock.monotonic_ms()
+        self._fenced_ms.update(dict.fromkeys(self._unfenced - unfenced, now_ms))
+        self._unfenced = unfenced
+
+    def listed(self, image: MetadataImage, listener: str) -> list[dict[str, Any]]:
+        """Those fenced for less than LISTED_AFTER_FENCING_MS."""
+        if not self._fenced_ms:
+            return []
+        since_ms = self._clock.monotonic_ms() - LISTED_AFTER_FENCING_MS
+        self._fenced_ms = {node_id: fenced_ms for node_id, fenced_ms in self._fenced_ms.items() if fenced_ms > since_ms}
+        return [entry for entry in _brokers(image, listener, fenced=True) if entry["node_id"] in self._fenced_ms]
+
+
 def _why_missing(name: TopicName) -> ErrorCode:
     try:
         check_topic_name(name)
@@ -198,10 +234,14 @@ def _why_missing(name: TopicName) -> ErrorCode:
 
 def _live_brokers(image: MetadataImage, listener: str) -> list[dict[str, Any]]:
     """The unfenced brokers that have this listener."""
+    return _brokers(image, listener, fenced=False)
+
+
+def _brokers(image: MetadataImage, listener: str, *, fenced: bool) -> list[dict[str, Any]]:
     return [
         {"node_id": node_id, "host": endpoint.host, "port": endpoint.port, "rack": broker.rack}
         for node_id, broker in sorted(image.brokers.items())
-        if not broker.fenced and (endpoint := broker.endpoints.get(listener)) is not None
+        if broker.fenced is fenced and (endpoint := broker.endpoints.get(listener)) is not None
     ]
 
 
