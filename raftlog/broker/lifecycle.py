@@ -28,6 +28,7 @@ PLAINTEXT_PROTOCOL: Final = 0  # SecurityProtocol's number.
 NO_BROKER_EPOCH: Final[BrokerEpoch] = -1
 
 FENCED_PAUSE_MS: Final = 20  # Between heartbeats while this broker waits to be unfenced or to be let go.
+LEAVING_SILENCE_MS_MAX: Final = 2000  # No active controller for so long: it is not worth waiting for one. Above an election's time.
 RETRY_PAUSE_MS_MIN: Final = 50  # After a refused registration or heartbeat; doubles up to the maximum.
 RETRY_PAUSE_MS_MAX: Final = 1000
 
@@ -90,6 +91,7 @@ class BrokerLifecycle:
         self.broker_epoch: BrokerEpoch = NO_BROKER_EPOCH
         self.state = State.REGISTERING
         self._ready = False
+        self._answered_ms = 0  # When the controller answered a heartbeat last.
         self._registered: asyncio.Future[BrokerEpoch] = asyncio.get_running_loop().create_future()
         self._unfenced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -122,16 +124,23 @@ class BrokerLifecycle:
         self._wake.set()
 
     async def leave(self, *, timeout_ms: int) -> bool:
-        """Controlled shutdown: the controller moves leadership away. Whether it let this broker go within `timeout_ms`."""
+        """Controlled shutdown: the controller moves leadership away. Whether it let this broker go within `timeout_ms`.
+
+        Where no controller answers, as when the whole cluster stops, it is not waited for that long.
+        """
         if self.state not in (State.RUNNING, State.FENCED):
             return False
         self._move(State.LEAVING)
         self._wake.set()
-        try:
-            await asyncio.wait_for(asyncio.shield(self._released), timeout_ms / 1000)
-        except TimeoutError:
-            logger.warning("controlled shutdown: not let go within %d ms", timeout_ms)
-            return False
+        clock = self._environment.clock
+        began_ms = self._answered_ms = clock.monotonic_ms()
+        while not self._released.done():
+            now_ms = clock.monotonic_ms()
+            left_ms = min(began_ms + timeout_ms, self._answered_ms + LEAVING_SILENCE_MS_MAX) - now_ms
+            if left_ms <= 0:
+                logger.warning("controlled shutdown: not let go within %d ms", now_ms - began_ms)
+                return False
+            await asyncio.wait([self._released], timeout=left_ms / 1000)
         return True
 
     async def close(self) -> None:
@@ -217,6 +226,7 @@ class BrokerLifecycle:
             return 0
         if code is not ErrorCode.none:
             raise error_for(code)
+        self._answered_ms = self._environment.clock.monotonic_ms()
         if self.state is State.LEAVING:
             if answer.should_shut_down and leaving and not self._released.done():
                 self._released.set_result(None)

@@ -38,6 +38,10 @@ class DamagedMetadata(RaftlogError):
     """The leader sent what can't be metadata: the image could not be trusted any more."""
 
 
+class WrongCluster(RaftlogError):
+    """The controllers are those of another cluster: this broker's directory or its configuration is."""
+
+
 class MetadataFetcher:
     """One task that fetches, applies, and publishes to a MetadataFollower."""
 
@@ -68,7 +72,7 @@ class MetadataFetcher:
         self.high_watermark: Offset = -1  # As the leader said last; -1 before it said anything.
 
     def start(self) -> asyncio.Task[None]:
-        """The task; it ends only with DamagedMetadata, or another error that must stop the node."""
+        """The task; it ends only with DamagedMetadata, WrongCluster or what else must stop the node."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="metadata-fetcher")
         return self._task
 
@@ -122,6 +126,8 @@ class MetadataFetcher:
         )
         body = await peer.request_raw(ApiKey.FETCH, version, [encode_fetch_request(version, request)], timeout_ms=FETCH_TIMEOUT_MS)
         response = parse_fetch_response(body, version)
+        if response.error_code == ErrorCode.inconsistent_cluster_id:
+            raise WrongCluster(f"wrong cluster id: {self._cluster_id} is not that of the controller at {peer.peer}")
         if response.error_code:
             raise PeerUnreachable(f"controller {node_id} refuses the fetch: {ErrorCode(response.error_code).name}")
         answer = response.topics[0][1][0]
