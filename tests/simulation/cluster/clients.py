@@ -128,7 +128,7 @@ class Producer(Client):
                 await self.pause()
                 continue
             await self._send_one()
-            await self.pause(60)
+            await self.pause()
 
     async def _init_producer(self) -> bool:
         fields = {"transactional_id": None, "transaction_timeout": 60000, "producer_id": -1, "producer_epoch": -1}

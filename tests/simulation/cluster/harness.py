@@ -15,6 +15,7 @@ from raftlog.testing.mortal import MortalEnvironment
 from raftlog.testing.simulated_network import SimulatedNetwork
 from raftlog.testing.virtual_time import VirtualClock
 
+LOOK_EVERY_S: Final = 0.05
 CLUSTER_ID: Final = "c2ltdWxhdGVkLWNsdXN0ZQ"
 
 SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
@@ -94,8 +95,10 @@ class SimulatedCluster:
         self.failures.append(f"node {node_id} failed at {self.loop.time():.3f} s: {reason}")
 
     async def wait_until_ready(self) -> None:
-        while not all(node_id in self.nodes and self.nodes[node_id].is_ready for node_id in self.running):
-            await asyncio.sleep(0.05)
+        while not all(  # noqa: ASYNC110 - nodes come and go; there is no one event to wait for
+            node_id in self.nodes and self.nodes[node_id].is_ready for node_id in self.running
+        ):
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def kill(self, node_id: int, *, power_loss: bool = False) -> None:
         """kill -9; with `power_loss` the disk also forgets what was not synced, and peers are not told."""
@@ -116,7 +119,8 @@ class SimulatedCluster:
         self.note(f"stop {node_id}")
         node = self.nodes.pop(node_id)
         await node.stop()
-        del self._starting[node_id], self._lives[node_id]
+        self._starting.pop(node_id).cancel()
+        del self._lives[node_id]
 
     def _settings_of(self, node_id: int) -> Settings:
         broker_port, controller_port = self._ports[node_id]
