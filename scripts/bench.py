@@ -158,7 +158,14 @@ def throughput(runs: int) -> Iterator[Measure]:
         node = cluster.nodes[1]
         assert node.process is not None
         first_write(cluster, "bulk", acks=1)
-        settings = {"bootstrap.servers": node.address, "acks": 1, "batch.size": BATCH_BYTES, "linger.ms": 5, "queue.buffering.max.messages": 200_000}
+        settings = {
+            "bootstrap.servers": node.address,
+            "acks": 1,
+            "batch.size": BATCH_BYTES,
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 200_000,
+            "log_level": 2,
+        }
         value = b"v" * RECORD_BYTES
         for _ in range(runs):
             producer = Producer(settings)
@@ -190,7 +197,7 @@ class SteadyWriter(threading.Thread):
         self.failed: list[str] = []
         self._stop_writing = threading.Event()
         self._topic = topic
-        self._producer = Producer({"bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
+        self._producer = Producer({"bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 0, "log_level": 2})
 
     def run(self) -> None:
         while not self._stop_writing.is_set():

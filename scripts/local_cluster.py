@@ -35,6 +35,10 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 T = TypeVar("T")
 
 
+class NodeEnded(CliError):
+    """A node that was to run has ended by itself."""
+
+
 @dataclass(slots=True)
 class Node:
     """One node's place and, while it runs, its process."""
@@ -130,7 +134,7 @@ class LocalCluster:
         def ready() -> bool:
             for node in self.nodes.values():
                 if node.process is not None and node.process.poll() is not None and node.process.returncode >= 0:
-                    raise CliError(f"node {node.node_id} ended with status {node.process.returncode}; its log is {node.log}")
+                    raise NodeEnded(f"node {node.node_id} ended with status {node.process.returncode}; its log is {node.log}")
             return all(len(self.metadata(node).brokers) >= wanted for node in self.nodes.values() if node.running)
 
         wait_until(ready, what=f"{wanted} brokers to be ready", timeout_s=timeout_s)
@@ -171,13 +175,15 @@ class LocalCluster:
 
 
 def wait_until(condition: Callable[[], T], *, what: str, timeout_s: float) -> T:
-    """Ask until the answer is true, passing over a cluster that is just not answering. Raises CliError after the time-out."""
+    """Ask until the answer is true, passing over a cluster that is just not answering. Raises CliError after the time-out, NodeEnded at once."""
     deadline_s = time.monotonic() + timeout_s
     problem = ""
     while True:
         try:
             if answer := condition():
                 return answer
+        except NodeEnded:
+            raise
         except CliError as error:
             problem = f"; the last answer was: {error}"
         if time.monotonic() > deadline_s:
