@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from raftlog.config import Settings
@@ -27,6 +28,7 @@ from raftlog.core.metadata.image import MetadataDelta, MetadataImage, difference
 from raftlog.environment import Environment
 from raftlog.errors import ApiError, NotController, RecordListTooLarge, RequestTimedOut
 from raftlog.ids import BrokerEpoch, ControllerEpoch, NodeId, Offset
+from raftlog.protocol.apis import ApiKey
 from raftlog.quorum.states import CommittedBatch, Leadership, VoterProgress
 
 RECONNECT_GRACE_MS: Final = 200  # A broker whose heartbeat connection closed may come back on another for so long.
@@ -105,19 +107,20 @@ class Controller:
         self._sessions = Sessions(timeout_ms=settings.broker_session_timeout_ms)
         self._connections: dict[Connection, tuple[NodeId, BrokerEpoch]] = {}
         self._peers_closed_ms: dict[NodeId, tuple[int, int]] = {}  # (monotonic, wall)
-        self._deciders: Mapping[int, Callable[[Any, Any], Decide]] = {
-            19: lambda request, _: lambda image: topics.decide_create_topics(image, request, settings=settings, chance=environment.random),
-            20: lambda request, _: lambda image: topics.decide_delete_topics(image, request, settings=settings),
-            33: lambda request, _: lambda image: configs.decide_alter_configs(image, request),
-            37: lambda request, _: lambda image: topics.decide_create_partitions(image, request, chance=environment.random),
-            43: lambda request, _: lambda image: elections.decide_elect_leaders(image, request),
-            44: lambda request, _: lambda image: configs.decide_incremental_alter_configs(image, request),
-            56: lambda request, _: lambda image: partitions.decide_alter_partition(image, request, settings=settings),
-            62: lambda request, _: lambda image: self._register(image, request),
-            63: lambda request, connection: lambda image: self._heartbeat(image, request, connection),
-            64: lambda request, _: lambda image: brokers.decide_unregister(image, request, settings=settings),
-            67: lambda request, _: lambda image: producers.decide_allocate_producer_ids(image, request),
-            70: lambda request, _: lambda image: brokers.decide_register_controller(image, request),
+        chance = environment.random
+        self._deciders: Mapping[int, Callable[[MetadataImage, Any], Decision[r.MetadataRecord, Any]]] = {
+            ApiKey.CREATE_TOPICS: partial(topics.decide_create_topics, settings=settings, chance=chance),
+            ApiKey.DELETE_TOPICS: partial(topics.decide_delete_topics, settings=settings),
+            ApiKey.CREATE_PARTITIONS: partial(topics.decide_create_partitions, chance=chance),
+            ApiKey.ALTER_CONFIGS: configs.decide_alter_configs,
+            ApiKey.INCREMENTAL_ALTER_CONFIGS: configs.decide_incremental_alter_configs,
+            ApiKey.ELECT_LEADERS: elections.decide_elect_leaders,
+            ApiKey.ALTER_PARTITION: partial(partitions.decide_alter_partition, settings=settings),
+            ApiKey.BROKER_REGISTRATION: self._register,
+            ApiKey.BROKER_HEARTBEAT: self._heartbeat,
+            ApiKey.UNREGISTER_BROKER: partial(brokers.decide_unregister, settings=settings),
+            ApiKey.ALLOCATE_PRODUCER_IDS: producers.decide_allocate_producer_ids,
+            ApiKey.CONTROLLER_REGISTRATION: brokers.decide_register_controller,
         }
 
     # What the rest of the node calls.
@@ -146,9 +149,11 @@ class Controller:
         `connection`: where a heartbeat came from, None for one from this process. Raises, here or by the future, NotController
         (not active, or no longer: the decision may or may not take effect), RequestTimedOut, and what the decider raises.
         """
-        alters_configs = api_key in (33, 44)
-        future = self.submit(self._deciders[api_key](request, connection))
-        if alters_configs and self.is_active:
+        decide = self._deciders[api_key]
+        future = self.submit(lambda image: decide(image, request))
+        if api_key == ApiKey.BROKER_HEARTBEAT and connection is not None:
+            self._track(connection, request.broker_id, request.broker_epoch)
+        if api_key in (ApiKey.ALTER_CONFIGS, ApiKey.INCREMENTAL_ALTER_CONFIGS):
             # A topic that now allows unclean elections gets its leaders without waiting for the next look.
             self._submit_own(lambda image: elections.decide_unclean_elections(image, self._settings), at_once=False)
         return future
@@ -369,13 +374,11 @@ class Controller:
         logger.info("broker %d registers with epoch %d", request.broker_id, decision.reply["broker_epoch"])
         return decision
 
-    def _heartbeat(self, image: MetadataImage, request: Any, connection: Connection | None) -> Decision[r.MetadataRecord, Any]:
+    def _heartbeat(self, image: MetadataImage, request: Any) -> Decision[r.MetadataRecord, Any]:
         node_id, epoch = request.broker_id, request.broker_epoch
         offset = self._registration_offsets.get(node_id, epoch)
         decision = brokers.decide_heartbeat(image, request, settings=self._settings, registration_offset=offset)
         self._sessions.touch(node_id, epoch, now_ms=self._environment.clock.monotonic_ms())
-        if connection is not None and self._connections.get(connection) != (node_id, epoch):
-            self._track(connection, node_id, epoch)
         was_fenced = image.brokers[node_id].fenced
         if was_fenced != decision.reply["is_fenced"]:
             logger.info("broker %d is %s", node_id, "unfenced" if was_fenced else "fenced at its own wish")
@@ -384,6 +387,8 @@ class Controller:
     def _track(self, connection: Connection, node_id: NodeId, epoch: BrokerEpoch) -> None:
         """Heartbeats of this registration come on this connection from now on."""
         before = self._connections.get(connection)
+        if before == (node_id, epoch):
+            return
         self._connections[connection] = (node_id, epoch)
         session = self._sessions.get(node_id)
         assert session is not None
