@@ -6,15 +6,14 @@ Kafka: FindCoordinator waits up to two seconds for a topic that it has just had 
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 from raftlog.broker.coordinators import GroupCoordinators
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.core.coordinators.events import JoinRequest, LeavingMember, SyncRequest
 from raftlog.core.coordinators.group import MemberProtocol, State
-from raftlog.core.coordinators.offsets import CommitRequest, TopicOffset
+from raftlog.core.coordinators.offsets import DEFAULT_RETENTION_MS, CommitRequest, TopicOffset
 from raftlog.core.coordinators.records import OffsetValue
 from raftlog.errors import ApiError, CoordinatorNotAvailable, ErrorCode, GroupIdNotFound, InvalidRequest, UnknownMemberId
 from raftlog.ids import NO_NODE
@@ -25,7 +24,6 @@ from raftlog.server.router import Handler
 
 GROUP_KEY: Final = 0  # FindCoordinator's key types.
 TRANSACTION_KEY: Final = 1
-NO_TOPIC_ID: Final = uuid.UUID(int=0)
 NO_OFFSET: Final = -1
 
 # A bit set over AclOperation's numbers: what may be done to a group, all of it while nothing is authorized.
@@ -165,32 +163,39 @@ class GroupHandlers:
 
     async def offset_commit(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer OffsetCommit v2-v10 (key 8), when the offsets are committed. Topics by id from v10 (KIP-848)."""
-        codes = _Codes()
         offsets: list[TopicOffset] = []
+        awaited: list[dict[str, Any]] = []  # The answers of `offsets`, in order.
+        answers = []
         for topic in request.topics:
             name, unknown = self._topic(context.api_version, topic)
+            known = self._partitions(name)
+            partitions = []
             for item in topic.partitions:
-                if name is None or not self._exists(name, item.partition_index):
-                    codes.set(topic, item.partition_index, unknown)
-                    continue
-                offsets.append(
-                    TopicOffset(name, item.partition_index, item.committed_offset, item.committed_leader_epoch, item.committed_metadata or "")
-                )
-                codes.await_one(topic, item.partition_index)
+                number = item.partition_index
+                answer = {"partition_index": number, "error_code": unknown}
+                partitions.append(answer)
+                if name is not None and number in known:
+                    offsets.append(TopicOffset(name, number, item.committed_offset, item.committed_leader_epoch, item.committed_metadata or ""))
+                    awaited.append(answer)
+            answers.append({**_identity(context.api_version, topic), "partitions": partitions})
+        if offsets:
+            for answer, code in zip(awaited, await self._commit(context.api_version, request, offsets), strict=True):
+                answer["error_code"] = code
+        return {"topics": answers}
+
+    async def _commit(self, version: int, request: Fields, offsets: list[TopicOffset]) -> list[ErrorCode]:
         commit = CommitRequest(
             member_id=request.member_id,
             group_instance_id=request.group_instance_id,
             generation=request.generation_id_or_member_epoch,
             offsets=offsets,
-            retention_ms=request.retention_time if context.api_version < 5 else -1,
-            knows_group_id_not_found=context.api_version >= 9,
+            retention_ms=request.retention_time if version < 5 else DEFAULT_RETENTION_MS,
+            knows_group_id_not_found=version >= 9,
         )
-        if offsets:
-            try:
-                codes.fill(await self._coordinators.commit_offsets(request.group_id, commit))
-            except ApiError as error:
-                codes.fill([error.code] * len(offsets))
-        return {"topics": _topic_answers(request.topics, lambda topic, item: {"error_code": codes.of(topic, item.partition_index)})}
+        try:
+            return await self._coordinators.commit_offsets(request.group_id, commit)
+        except ApiError as error:
+            return [error.code] * len(offsets)
 
     async def offset_fetch(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer OffsetFetch v1-v10 (key 9): one group below v8, several from v8; all topics where none is named.
@@ -204,8 +209,9 @@ class GroupHandlers:
             return {"groups": groups}
         answer = await self._fetch_group(version, request.group_id, request.topics, require_stable)
         if version < 2 and answer["error_code"] != ErrorCode.none:
-            failed = {"committed_offset": NO_OFFSET, "metadata": "", "error_code": answer["error_code"]}
-            return {"topics": _topic_answers(request.topics, lambda topic, item: failed, by="partition_indexes")}
+            failed = _no_offset(answer["error_code"])
+            partitions = [[{"partition_index": number, **failed} for number in topic.partition_indexes] for topic in request.topics]
+            return {"topics": [{"name": topic.name, "partitions": each} for topic, each in zip(request.topics, partitions, strict=True)]}
         del answer["group_id"]
         return answer
 
@@ -224,7 +230,7 @@ class GroupHandlers:
                     {"partition_index": partition, **(_fetched(stored.get((name, partition))) if name is not None else _no_offset(unknown))}
                     for partition in topic.partition_indexes
                 ]
-                answers.append({**_identity(topic), "partitions": partitions})
+                answers.append({**_identity(version, topic), "partitions": partitions})
         return {"group_id": group_id, "topics": answers, "error_code": ErrorCode.none}
 
     def _all_offsets(self, version: int, stored: Mapping[tuple[str, int], OffsetValue]) -> list[dict[str, Any]]:
@@ -239,20 +245,25 @@ class GroupHandlers:
 
     async def offset_delete(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer OffsetDelete v0 (key 47). Source: KIP-496."""
-        codes = _Codes()
         places: list[tuple[str, int]] = []
+        awaited: list[dict[str, Any]] = []  # The answers of `places`, in order.
+        answers = []
         for topic in request.topics:
+            known = self._partitions(topic.name)
+            partitions = []
             for item in topic.partitions:
-                if self._exists(topic.name, item.partition_index):
+                answer = {"partition_index": item.partition_index, "error_code": ErrorCode.unknown_topic_or_partition}
+                partitions.append(answer)
+                if item.partition_index in known:
                     places.append((topic.name, item.partition_index))
-                    codes.await_one(topic, item.partition_index)
-                else:
-                    codes.set(topic, item.partition_index, ErrorCode.unknown_topic_or_partition)
+                    awaited.append(answer)
+            answers.append({"name": topic.name, "partitions": partitions})
         try:
-            codes.fill(await self._coordinators.delete_offsets(request.group_id, places))
+            codes = await self._coordinators.delete_offsets(request.group_id, places)
         except ApiError as error:
             return {"error_code": error.code, "topics": ()}
-        answers = _topic_answers(request.topics, lambda topic, item: {"error_code": codes.of(topic, item.partition_index)})
+        for answer, code in zip(awaited, codes, strict=True):
+            answer["error_code"] = code
         return {"error_code": ErrorCode.none, "topics": answers}
 
     # -- views
@@ -332,50 +343,14 @@ class GroupHandlers:
             return topic.name, ErrorCode.unknown_topic_or_partition
         return self._metadata.image.topic_names.get(topic.topic_id), ErrorCode.unknown_topic_id
 
-    def _exists(self, topic: str, partition: int) -> bool:
-        return self._metadata.image.partition((topic, partition)) is not None
+    def _partitions(self, name: str | None) -> Container[int]:
+        topic = None if name is None else self._metadata.image.topics.get(name)
+        return () if topic is None else topic.partitions
 
 
-class _Codes:
-    """The codes of a request's partitions: some known at once, the others awaited and filled in, in order."""
-
-    def __init__(self) -> None:
-        self._codes: dict[tuple[Any, int], ErrorCode] = {}
-        self._awaited: list[tuple[Any, int]] = []
-
-    def set(self, topic: Fields, partition: int, code: ErrorCode) -> None:
-        self._codes[_key(topic), partition] = code
-
-    def await_one(self, topic: Fields, partition: int) -> None:
-        self._awaited.append((_key(topic), partition))
-
-    def fill(self, codes: list[ErrorCode]) -> None:
-        self._codes.update(zip(self._awaited, codes, strict=True))
-
-    def of(self, topic: Fields, partition: int) -> ErrorCode:
-        return self._codes[_key(topic), partition]
-
-
-def _key(topic: Fields) -> Any:
-    return tuple(_identity(topic).values())
-
-
-def _identity(topic: Fields) -> dict[str, Any]:
-    """What names the topic in answers: name or id, as it was asked for."""
-    return {name: value for name in ("name", "topic_id") if (value := getattr(topic, name, None)) not in (None, "", NO_TOPIC_ID)}
-
-
-def _topic_answers(topics: Iterable[Fields], answer: Callable[[Fields, Any], Mapping[str, Any]], *, by: str = "partitions") -> list[dict[str, Any]]:
-    """One answer per partition asked for, in order."""
-    return [
-        {
-            **_identity(topic),
-            "partitions": [
-                {"partition_index": item if isinstance(item, int) else item.partition_index, **answer(topic, item)} for item in getattr(topic, by)
-            ],
-        }
-        for topic in topics
-    ]
+def _identity(version: int, topic: Fields) -> dict[str, Any]:
+    """What names the topic in the answers of OffsetCommit and OffsetFetch: its name, its id from v10."""
+    return {"topic_id": topic.topic_id} if version >= 10 else {"name": topic.name}
 
 
 def _fetched(value: OffsetValue | None) -> dict[str, Any]:
