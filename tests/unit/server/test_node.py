@@ -14,10 +14,10 @@ import pytest
 from raftlog.config import Settings, load
 from raftlog.environment import Environment, SystemClock
 from raftlog.errors import ErrorCode, RaftlogError, StorageError
-from raftlog.ids import METADATA_TOPIC
+from raftlog.ids import METADATA_TOPIC, METADATA_TOPIC_ID
 from raftlog.network.listener import OsNetwork
 from raftlog.network.peers import PeerConnection
-from raftlog.protocol.batches import Record, decode_records, encode_batch
+from raftlog.protocol.batches import Record, decode_records, encode_batch, iterate_batches
 from raftlog.protocol.fetch import FetchPartition, FetchRequest, encode_fetch_request, parse_fetch_response
 from raftlog.protocol.messages import ApiKey, Fields
 from raftlog.server.node import Node, NodeFailed
@@ -189,15 +189,7 @@ def test_describe_apis(tmp_path: Path) -> None:
 def test_a_broker_without_a_vote_follows_the_metadata_log(tmp_path: Path) -> None:
     async def main() -> None:
         first_settings = settings(tmp_path / "1")
-        second_settings = load(
-            overrides={
-                "node.id": "2",
-                "process.roles": "broker",
-                "controller.quorum.voters": ",".join(first_settings.controller_quorum_voters),
-                "listeners": "PLAINTEXT://127.0.0.1:0",
-                "log.dirs": str(tmp_path / "2"),
-            }
-        )
+        second_settings = broker_only(tmp_path / "2", first_settings)
         async with running(first_settings) as first, running(second_settings) as second:
             topic = {"name": "events", "num_partitions": 4, "replication_factor": 2, "assignments": [], "configs": []}
             answer = await ask(second, ApiKey.CREATE_TOPICS, {"topics": [topic], "timeout": TIMEOUT_MS, "validate_only": False})
@@ -210,6 +202,79 @@ def test_a_broker_without_a_vote_follows_the_metadata_log(tmp_path: Path) -> Non
         async with running(first_settings) as first, running(second_settings) as second:
             assert "events" in second.image.topics
             assert await second.metadata.wait_for(lambda image: image.offset == first.image.offset, timeout_ms=TIMEOUT_MS)
+
+    asyncio.run(main())
+
+
+def broker_only(directory: Path, controller: Settings) -> Settings:
+    return load(
+        overrides={
+            "node.id": "2",
+            "process.roles": "broker",
+            "controller.quorum.voters": ",".join(controller.controller_quorum_voters),
+            "listeners": "PLAINTEXT://127.0.0.1:0",
+            "log.dirs": str(directory),
+        }
+    )
+
+
+def test_a_new_broker_starts_from_a_snapshot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        first_settings = settings(tmp_path / "1", metadata_log_max_record_bytes_between_snapshots="1024")
+        async with running(first_settings) as first:
+            for number in range(30):
+                await create(first, f"events-{number}", 4)
+            assert first.controller is not None
+            assert first.controller.quorum.log_start_offset > 0
+            async with running(broker_only(tmp_path / "2", first_settings)) as second:
+                await second.metadata.wait_for(lambda image: image.offset == first.image.offset, timeout_ms=TIMEOUT_MS)
+                assert second.image.topics == first.image.topics
+                assert second.image.brokers == first.image.brokers
+                assert second.image.features == first.image.features
+        assert "loaded the metadata snapshot" in caplog.text
+
+    asyncio.run(main())
+
+
+async def fetch_metadata(node: Node, *, leader_epoch: int, offset: int = 0, last_epoch: int = 0, version: int = 17) -> Any:
+    """One fetch of the metadata log, as an observer's, from the controller listener."""
+    peer = await connect(node, "CONTROLLER")
+    asked = FetchPartition(0, leader_epoch, offset, last_epoch, 0, 1 << 20)
+    request = FetchRequest(100, 1, [(METADATA_TOPIC_ID, [asked])], replica_id=77, cluster_id=CLUSTER_ID)
+    body = await peer.request_raw(ApiKey.FETCH, version, [encode_fetch_request(version, request)], timeout_ms=TIMEOUT_MS)
+    peer.close()
+    return parse_fetch_response(body, version)
+
+
+def test_the_metadata_log_as_an_observer_fetches_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(settings(tmp_path)) as node:
+            await create(node, "events")
+            # A JVM broker's first fetch carries epoch 0: the refusal tells it who leads, in which epoch, and where.
+            refused = await fetch_metadata(node, leader_epoch=0)
+            answer = refused.topics[0][1][0]
+            assert answer.error_code == ErrorCode.fenced_leader_epoch
+            leader_id, epoch = answer.leader
+            assert (leader_id, epoch >= 1) == (1, True)
+            assert [endpoint[:3] for endpoint in refused.node_endpoints] == [(1, "127.0.0.1", node.ports["CONTROLLER"])]
+            ahead = await fetch_metadata(node, leader_epoch=epoch + 1)
+            assert ahead.topics[0][1][0].error_code == ErrorCode.unknown_leader_epoch
+
+            answer = (await fetch_metadata(node, leader_epoch=epoch)).topics[0][1][0]
+            assert (answer.error_code, answer.log_start_offset, answer.high_watermark) == (ErrorCode.none, 0, node.image.offset)
+            headers = [header for header, _ in iterate_batches(answer.records)]
+            assert headers[0].is_control
+            assert headers[0].base_offset == 0
+            assert [header.base_offset for header in headers[1:]] == [header.end_offset for header in headers[:-1]]
+            assert headers[-1].end_offset == answer.high_watermark
+
+            end = answer.high_watermark
+            nothing = (await fetch_metadata(node, leader_epoch=epoch, offset=end, last_epoch=epoch)).topics[0][1][0]
+            assert (nothing.error_code, bytes(nothing.records)) == (ErrorCode.none, b"")
+            diverging = (await fetch_metadata(node, leader_epoch=epoch, offset=end + 5, last_epoch=epoch)).topics[0][1][0]
+            assert diverging.diverging == (epoch, end)
 
     asyncio.run(main())
 
@@ -241,17 +306,8 @@ def test_what_keeps_a_node_from_starting_is_one_clear_line(tmp_path: Path) -> No
 def test_a_broker_of_another_cluster_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         first_settings = settings(tmp_path / "1")
-        stranger = load(
-            overrides={
-                "node.id": "2",
-                "process.roles": "broker",
-                "controller.quorum.voters": ",".join(first_settings.controller_quorum_voters),
-                "listeners": "PLAINTEXT://127.0.0.1:0",
-                "log.dirs": str(tmp_path / "2"),
-            }
-        )
         async with running(first_settings):
-            node = Node(stranger, environment(), cluster_id=new_cluster_id())
+            node = Node(broker_only(tmp_path / "2", first_settings), environment(), cluster_id=new_cluster_id())
             await node.start()
             with pytest.raises(NodeFailed, match="cluster"):
                 await asyncio.wait_for(node.wait_until_ready(), TIMEOUT_MS / 1000)
