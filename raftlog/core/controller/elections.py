@@ -127,6 +127,8 @@ def changes_without(
 
     With `directories`, only where its replica is in one of them.
     """
+    if not image.load(node_id).replicas:
+        return
     for name, topic in image.topics.items():
         election: Election | None = None
         for partition_id, partition in topic.partitions.items():
@@ -150,6 +152,8 @@ def changes_without(
 
 def changes_with(image: MetadataImage, settings: Settings, node_id: NodeId) -> Iterator[r.PartitionChangeRecord]:
     """Elect leaders for the partitions without one, now that a broker is (about to be) unfenced."""
+    if not image.load(node_id).replicas:
+        return
     for name, topic in image.topics.items():
         election: Election | None = None
         for partition_id, partition in topic.partitions.items():
