@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raftlog.storage.log import Appended
     from raftlog.storage.manager import LogManager
 
-INTERNAL_APPEND_TIMEOUT_MS: Final = 5000  # Kafka's offsets.commit.timeout.ms.
+INTERNAL_APPEND_TIMEOUT_MS: Final = 60_000  # Coordinators stop waiting sooner, but apply what is committed late.
 COMMITTED_READ_BYTES: Final = 1 << 20
 COMMITTED_READ_WAIT_MS: Final = 1000
 
