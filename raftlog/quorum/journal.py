@@ -151,6 +151,8 @@ class Journal:
 
     def read(self, offset: Offset, *, end_offset: Offset, size_bytes_max: int) -> bytes:
         """Whole batches from the one that holds `offset`, before `end_offset`; at least one where there is any."""
+        if offset >= end_offset:
+            return b""
         position = bisect_right(self._base_offsets, offset) - 1
         if not self._entries[position][0]:
             position += 1  # A virtual entry.
