@@ -85,13 +85,13 @@ class BrokerRole:
         settings, environment, metadata = self._settings, self._environment, self.metadata
         data = DataHandlers(settings=settings, environment=environment, replicas=self.replicas, channel=self.channel, metadata=metadata)
         queries = LogQueryHandlers(replicas=self.replicas)
-        cluster = ClusterHandlers(
+        self.cluster = ClusterHandlers(
             settings, cluster_id=self._cluster_id, metadata=metadata, auto_topics=self.auto_topics, chance=environment.random, clock=environment.clock
         )
         configs = ConfigHandlers(settings, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
-        handlers = {**cluster.handlers(), **configs.handlers(), **groups.handlers(), **data.handlers(), **queries.handlers()}
+        handlers = {**self.cluster.handlers(), **configs.handlers(), **groups.handlers(), **data.handlers(), **queries.handlers()}
         raw = {**data.raw_handlers(), **forwarding.raw_handlers()}
         return Router(handlers, raw, API_VERSIONS_BROKER, features=lambda: describe_features(metadata.image, BROKER_FEATURES))
 

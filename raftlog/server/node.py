@@ -97,6 +97,8 @@ class Node:
         if settings.is_controller:
             self.controller = ControllerRole(settings, environment, cluster_id=self.cluster_id, on_fatal=self.fail, on_leader=self._leader_is)
             self.controller.controller.subscribe(self.metadata.publish)
+            if self.broker is not None:
+                self.controller.quorum.on_peer_closed(self.broker.cluster.suspect)
             await self.controller.start()
         else:
             self.fetcher = MetadataFetcher(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from raftlog.config import Settings
 from raftlog.core.controller.topics import check_topic_name
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage, Partition, Topic
 from raftlog.environment import Clock
-from raftlog.errors import ErrorCode, InvalidRequest, InvalidTopic
+from raftlog.errors import ErrorCode, InvalidRequest, InvalidTopic, RequestTimedOut
 from raftlog.ids import INTERNAL_TOPICS, NO_NODE, NodeId, TopicName
 from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import ApiKey
@@ -26,6 +27,7 @@ CONTROLLERS: Final = 2
 PARTITIONS_PER_RESPONSE_MAX: Final = 2000  # Kafka's max.request.partition.size.limit.
 
 LISTED_AFTER_FENCING_MS: Final = 5_000
+SUSPECTED_MS: Final = 500  # A dead node is fenced before that; one that is not is no longer suspected.
 
 # Bit sets over AclOperation's numbers: what may be done to a topic and to the cluster, all of it while nothing is authorized.
 TOPIC_OPERATIONS: Final = sum(1 << operation for operation in (3, 4, 5, 6, 7, 8, 10, 11))
@@ -47,6 +49,8 @@ class ClusterHandlers:
         clock: Clock,
     ) -> None:
         self._settings = settings
+        self._clock = clock
+        self._suspects: dict[NodeId, int] = {}  # When the connection to each was lost, in ms.
         self._recently_fenced = RecentlyFenced(clock)
         metadata.subscribe(self._recently_fenced.follow)
         self._cluster_id = cluster_id
@@ -61,12 +65,41 @@ class ClusterHandlers:
             ApiKey.DESCRIBE_TOPIC_PARTITIONS: self.describe_topic_partitions,
         }
 
-    def metadata(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+    def suspect(self, node_id: NodeId) -> None:
+        """A connection to this node was lost: should its process be dead, its partitions are about to get other leaders."""
+        self._suspects[node_id] = self._clock.monotonic_ms()
+
+    def metadata(self, context: RequestContext, request: Fields) -> Mapping[str, Any] | Awaitable[Mapping[str, Any]]:
         """Answer Metadata v0-v13 (key 3): unfenced brokers (and those fenced just now), and the topics asked for.
 
         `controller_id` is a random live broker, as in KRaft: clients send it what the broker forwards.
         Source: KIP-4, KIP-516, KIP-700; an unknown topic is created where the client and auto.create.topics.enable allow it.
         """
+        if self._suspects and (wait_ms := self._suspicion_ms()) > 0:
+            return self._metadata_once_settled(context, request, wait_ms)
+        return self._metadata_now(context, request)
+
+    def _suspicion_ms(self) -> int:
+        """How long a suspect that is not fenced is still waited for; 0 when there is none."""
+        since_ms = self._clock.monotonic_ms() - SUSPECTED_MS
+        self._suspects = {node_id: lost_ms for node_id, lost_ms in self._suspects.items() if lost_ms > since_ms and not self._is_fenced(node_id)}
+        return max(self._suspects.values(), default=since_ms) - since_ms
+
+    def _is_fenced(self, node_id: NodeId) -> bool:
+        broker = self._metadata.image.brokers.get(node_id)
+        return broker is None or broker.fenced
+
+    async def _metadata_once_settled(self, context: RequestContext, request: Fields, wait_ms: int) -> Mapping[str, Any]:
+        """Answer when the suspects are fenced, or were suspected for nothing.
+
+        A client asks at the moment its leader dies. Told of the dead leader once more, it would ask again a second later.
+        """
+        suspects = tuple(self._suspects)
+        with contextlib.suppress(RequestTimedOut):
+            await self._metadata.wait_for(lambda _: all(map(self._is_fenced, suspects)), timeout_ms=wait_ms)
+        return self._metadata_now(context, request)
+
+    def _metadata_now(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         image = self._metadata.image
         version = context.api_version
         wants_all = request.topics is None or (version == 0 and not request.topics)
