@@ -9,6 +9,7 @@ from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ApiError
 from raftlog.ids import TopicPartition
 from raftlog.server.node import Node
+from raftlog.storage.log import Log
 from tests.simulation.cluster.harness import SimulatedCluster
 
 LOOK_EVERY_S: Final = 0.02
@@ -92,14 +93,14 @@ class Watch:
                     self._complain(f"the high watermark of {name} on its leader {node_id} moved back from {before} to {high_watermark}")
                 self._high_watermarks[node_id, name] = (partition.leader_epoch, high_watermark)
 
-    def check_end(self) -> None:
+    async def check_end(self) -> None:
         """Below the smallest high watermark all replicas of a partition are the same, byte for byte."""
         image = max((node.image for node in self._cluster.nodes.values()), key=lambda found: found.offset)
         for topic in image.topics.values():
             for number, partition in topic.partitions.items():
-                self._compare_replicas(TopicPartition(topic.name, number), partition.replicas)
+                await self._compare_replicas(TopicPartition(topic.name, number), partition.replicas)
 
-    def _compare_replicas(self, name: TopicPartition, replicas: tuple[int, ...]) -> None:
+    async def _compare_replicas(self, name: TopicPartition, replicas: tuple[int, ...]) -> None:
         contents: dict[int, bytes] = {}
         ends = []
         logs = {}
@@ -117,17 +118,17 @@ class Watch:
             if log is None:
                 self._complain(f"{name} has no log on {node_id}")
                 continue
-            contents[node_id] = _read_all(log, end_offset)
+            contents[node_id] = await _read_all(log, end_offset)
         if len(set(contents.values())) > 1:
             sizes = {node_id: len(content) for node_id, content in contents.items()}
             self._complain(f"replicas of {name} differ below {end_offset}: {sizes} bytes")
 
 
-def _read_all(log: object, end_offset: int) -> bytes:
+async def _read_all(log: Log, end_offset: int) -> bytes:
     content = bytearray()
-    offset = log.log_start_offset  # type: ignore[attr-defined]
+    offset = log.log_start_offset
     while offset < end_offset:
-        piece = log.read(offset, size_bytes_max=READ_BYTES_MAX, end_offset=end_offset, minimum_one_batch=True)  # type: ignore[attr-defined]
+        piece = await log.read_cold(offset, size_bytes_max=READ_BYTES_MAX, end_offset=end_offset, minimum_one_batch=True)
         if not piece:
             break
         content += piece

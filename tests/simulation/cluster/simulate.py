@@ -89,4 +89,4 @@ async def _live(cluster: SimulatedCluster, recorder: Recorder, chance: random.Ra
         await cluster.wait_until_ready()
         await asyncio.gather(*(final.read_to_end() for final in finals))
     watching.cancel()
-    watch.check_end()
+    await watch.check_end()
