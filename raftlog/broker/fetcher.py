@@ -162,6 +162,7 @@ class LeaderFetcher:
         self._alarm: asyncio.TimerHandle | None = None
         self._in_flight = 0
         self._has_news = False
+        self._is_overdue = False  # A fetch must overtake, but too many are under way.
         self._connect_failures = 0
 
     @property
@@ -264,7 +265,11 @@ class LeaderFetcher:
         """Something is due now: wake the loop, or overtake the fetch that waits at the leader."""
         self._due.set()
         peer = self._peer
-        if peer is not None and not peer.closed and 0 < self._in_flight < FETCHES_IN_FLIGHT_MAX:
+        if peer is None or peer.closed or not self._in_flight:
+            return
+        if self._in_flight >= FETCHES_IN_FLIGHT_MAX:
+            self._is_overdue = True
+        else:
             task = asyncio.get_running_loop().create_task(self._extra_round(peer))
             self._extra.add(task)
             task.add_done_callback(self._extra.discard)
@@ -305,6 +310,9 @@ class LeaderFetcher:
             response = await peer.request_raw(ApiKey.FETCH, FETCH_VERSION, (body,), timeout_ms=REQUEST_TIMEOUT_MS)
         finally:
             self._in_flight -= 1
+            if self._is_overdue:
+                self._is_overdue = False
+                self._kick()
         answer = parse_fetch_response(response, FETCH_VERSION)
         if answer.error_code:
             raise error_for(answer.error_code)

@@ -7,7 +7,7 @@ cache; what is not there is read off the event loop, and the request is answered
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from raftlog.broker.hosted import HostedPartitions
@@ -17,7 +17,7 @@ from raftlog.broker.purgatory import FetchPurgatory, FetchWait
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
 from raftlog.environment import Clock
 from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, StorageError
-from raftlog.ids import NO_LEADER_EPOCH, NO_NODE
+from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, TopicId, TopicName
 
 OK: Final = ErrorCode.none
 # Answers to these tell who leads instead (KIP-951).
@@ -48,10 +48,16 @@ class FetchService:
         size_bytes = 0
         now_ms = self._clock.monotonic_ms()
         must_answer = limits.wait_ms_max <= 0 or not targets
+        topic: TopicName | TopicId | None = None
+        siblings: Mapping[int, Partition] = {}
         for index, target in enumerate(targets):
-            partition = None
+            if target.topic is not topic:  # Looked up once per topic: hashing its id costs as much as all the rest of a look-up.
+                topic = target.topic
+                siblings = self._hosted.by_topic(topic)
+            partition = siblings.get(target.partition)
             try:
-                partition = self._hosted.find_topic(target.topic, target.partition)
+                if partition is None:
+                    raise self._hosted.missing(target.topic, target.partition)
                 result = self._begin(partition, limits, target, now_ms, size_bytes)
             except (ApiError, StorageError) as error:
                 result = self._failed(target, error)

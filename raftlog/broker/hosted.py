@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from raftlog.broker.partition import Partition
@@ -46,21 +46,31 @@ class HostedPartitions:
             raise self._missing(name)
         return partition
 
+    def by_topic(self, topic: TopicName | TopicId) -> Mapping[int, Partition]:
+        """The hosted partitions of a topic, by name or by id."""
+        if isinstance(topic, str):
+            state = self.image.topics.get(topic)
+            return {} if state is None else self._by_id.get(state.topic_id, {})
+        return self._by_id.get(topic, {})
+
     def find_topic(self, topic: TopicName | TopicId, index: int) -> Partition:
         """As `find`, by name or by topic id. Raises also UnknownTopicId, InconsistentTopicId."""
+        partition = self.by_topic(topic).get(index)
+        if partition is None:
+            raise self.missing(topic, index)
+        return partition
+
+    def missing(self, topic: TopicName | TopicId, index: int) -> ApiError:
+        """Why a partition can't be served: not here, or not at all."""
         if isinstance(topic, str):
-            return self.find(TopicPartition(topic, index))
-        try:
-            return self._by_id[topic][index]
-        except KeyError:
-            pass
+            return self._missing(TopicPartition(topic, index))
         name = self.image.topic_names.get(topic)
         if name is None:
-            raise UnknownTopicId(f"no topic has id {topic}")
+            return UnknownTopicId(f"no topic has id {topic}")
         hosted = self.by_name.get(TopicPartition(name, index))
-        if hosted is not None:
-            raise InconsistentTopicId(f"{hosted.name} has topic id {hosted.topic_id} here, not {topic}")
-        raise self._missing(TopicPartition(name, index))
+        if hosted is not None and hosted.topic_id != topic:
+            return InconsistentTopicId(f"{hosted.name} has topic id {hosted.topic_id} here, not {topic}")
+        return self._missing(TopicPartition(name, index))
 
     def _missing(self, name: TopicPartition) -> ApiError:
         if self.image.partition(name) is None:

@@ -60,6 +60,7 @@ class Partition:
     __slots__ = (
         "_consumer_waits",
         "_follower_waits",
+        "_nothing",
         "ack_waits",
         "committed_bytes",
         "following",
@@ -82,6 +83,7 @@ class Partition:
         mark = min(max(high_watermark, log.log_start_offset), log.log_end_offset)
         self.leading: LeaderState | None = None
         self.following: FollowerState | None = FollowerState(leader=-1, leader_epoch=NO_LEADER_EPOCH, partition_epoch=-1, high_watermark=mark)
+        self._nothing = Fetched(OK)
         self.ack_waits = AckWaits()
         self.committed_bytes = CommittedBytes()
         self._consumer_waits: set[tuple[FetchWait, int]] = set()
@@ -257,8 +259,13 @@ class Partition:
         return self.log.read(target.fetch_offset, size_bytes_max=size_bytes_max, end_offset=end_offset, minimum_one_batch=minimum_one_batch)
 
     def fetched(self, records: Buffer, diverging: EpochEnd | None = None) -> Fetched:
-        mark = self.role.high_watermark
-        return Fetched(OK, mark, mark, self.log.log_start_offset, records, diverging)
+        mark, log_start_offset = self.role.high_watermark, self.log.log_start_offset
+        if len(records) or diverging is not None:
+            return Fetched(OK, mark, mark, log_start_offset, records, diverging)
+        nothing = self._nothing  # Most partitions of a follower's fetch have nothing new: the same answer as last time.
+        if nothing.high_watermark != mark or nothing.log_start_offset != log_start_offset:
+            nothing = self._nothing = Fetched(OK, mark, mark, log_start_offset)
+        return nothing
 
     async def list_offset(self, timestamp_ms: int, *, isolation: Isolation, is_follower: bool) -> TimestampedOffset:
         """See ReplicaManager.list_offset. Raises OffsetNotAvailable, NotLeaderOrFollower."""

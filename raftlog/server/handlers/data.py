@@ -217,7 +217,9 @@ class DataHandlers:
         answer = self._replicas.fetch(self._limits(request), targets)
         if isinstance(answer, list):
             return self._encode_fetched(context, request, answer)
-        context.cancel_on_close = context.holds_connection = True
+        context.cancel_on_close = True
+        # A follower sends its next fetch behind one that waits when it has more to ask for; that answers the waiting one.
+        context.holds_connection = request.replica_id < 0
         return self._finish_fetch(context, request, answer)
 
     def _limits(self, request: FetchRequest) -> FetchLimits:
