@@ -10,7 +10,7 @@ from typing import Final
 from raftlog.config import Settings
 from raftlog.environment import Environment
 from raftlog.errors import ApiError, NotController, OffsetOutOfRange
-from raftlog.ids import METADATA_TOPIC, NO_NODE, ControllerEpoch, LeaderEpoch, NodeId, Offset
+from raftlog.ids import METADATA_TOPIC, METADATA_TOPIC_ID, NO_NODE, ControllerEpoch, LeaderEpoch, NodeId, Offset
 from raftlog.network.connection import RequestContext, Response
 from raftlog.quorum.identity import VoterIdentity
 from raftlog.quorum.journal import SEGMENT_BYTES
@@ -19,6 +19,7 @@ from raftlog.quorum.raft import Timing
 from raftlog.quorum.states import CommittedBatch, Leadership, SnapshotId, StateMachine, VoterProgress
 from raftlog.quorum.transport import RAFT_API_KEY, Links
 from raftlog.quorum.voter import Voter
+from raftlog.storage.checkpoints import PARTITION_METADATA, format_partition_metadata
 
 __all__ = ["RAFT_API_KEY", "CommittedBatch", "Leadership", "Quorum", "SnapshotId", "StateMachine", "VoterProgress"]
 
@@ -95,11 +96,18 @@ class Quorum:
         """
         self._loop = asyncio.get_running_loop()
         self._environment.files.make_directory(self._directory)
+        self._write_partition_metadata()
         self._identity.open(self._environment.random)
         self._voter.open()
         self._is_open = True
         self._links.start()
         self._turn()
+
+    def _write_partition_metadata(self) -> None:
+        """Kafka keeps a partition's topic id beside its log, also for this one."""
+        files, path = self._environment.files, f"{self._directory}/{PARTITION_METADATA}"
+        if not files.exists(path):
+            files.replace(path, format_partition_metadata(METADATA_TOPIC_ID))
 
     async def close(self) -> None:
         """Stop speaking and close the files; outstanding proposals fail with NotController."""

@@ -33,7 +33,7 @@ REDIAL_MS_MAX: Final = 200
 REFUSED_PAUSE_MS: Final = 2000  # A refusal does not pass by itself.
 KEEPALIVE_MS: Final = 1000  # A connection on which nothing was sent for so long gets a frame.
 SILENCE_MS_MAX: Final = 4000  # A connection on which nothing came for so long is dead.
-CLUSTER_ID_BYTES_MAX: Final = 255
+REFUSED_REASONS_MAX: Final = 100  # Reasons remembered, so as not to log them again.
 
 _HELLO: Final = struct.Struct(">iiq16sB")  # Dialler, whom it wants, generation, log id, length of the cluster id.
 _WELCOME: Final = struct.Struct(">h16s")  # Status and log id; a refusal's reason follows.
@@ -97,7 +97,8 @@ class Links:
         self._links: dict[NodeId, _Link] = {}
         self._half_open: set[_Link] = set()  # Accepted, the dialler's first frame not yet seen.
         self._tasks: list[asyncio.Task[None]] = []
-        self._refusals: dict[NodeId, str] = {}  # Logged once each.
+        self._refusals: dict[NodeId, str] = {}  # Why others refuse this voter; logged once each.
+        self._refused: set[str] = set()  # Why this voter refused others; logged once each.
         self._is_open = False
 
     def start(self) -> None:
@@ -188,7 +189,7 @@ class Links:
         try:
             peer, generation = self._check_hello(bytes(body))
         except VoterRefused as refusal:
-            _log.warning("refused a voter at %s: %s", context.connection.peer, refusal)
+            self._log_refused(context.connection.peer, str(refusal))
             return [correlation_id, _WELCOME.pack(_REFUSED, self._identity.own.bytes), str(refusal).encode()]
         if not self._is_open:
             return [correlation_id, _WELCOME.pack(_NOT_READY, self._identity.own.bytes), b"this voter is starting or stopping"]
@@ -264,6 +265,14 @@ class Links:
                     link.abort()
                 elif now_s - link.sent_s >= KEEPALIVE_MS / 1000:
                     self.send(link.peer, {"type": "keepalive"})
+
+    def _log_refused(self, where: str, reason: str) -> None:
+        """One line for each reason, not for each attempt."""
+        if reason not in self._refused:
+            if len(self._refused) >= REFUSED_REASONS_MAX:
+                self._refused.clear()
+            self._refused.add(reason)
+            _log.error("voter %d refused the one at %s: %s", self._node_id, where, reason)
 
     def _log_refusal(self, peer: NodeId, reason: str) -> None:
         if self._refusals.get(peer) != reason:
