@@ -742,6 +742,10 @@ class Log:
 
     def abandon(self) -> None:
         """Close the files without writing anything: the log is deleted, or the process crashes in a simulation."""
+        self._cuts += 1
+        for segment in self._segments:
+            segment.is_removed = True  # A flush under way leaves the rest alone.
+        self._are_epochs_written = self._are_names_synced = True
         self._release("it is closed")
 
     def moved(self, directory: str) -> None:

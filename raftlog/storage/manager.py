@@ -223,7 +223,8 @@ class LogManager:
         interval_s = self._settings.log_flush_offset_checkpoint_interval_ms / 1000
         while True:
             try:
-                await asyncio.wait_for(self._work.wait(), interval_s)
+                async with asyncio.timeout(interval_s):  # Not wait_for: until 3.12 that one can swallow a cancellation.
+                    await self._work.wait()
             except TimeoutError:
                 self._expire_producers()
             self._work.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from raftlog.config import Settings, load
@@ -60,18 +60,29 @@ def open_log(files: Files, directory: str = "/data/flights-3", *, config: TopicC
     return run(Log.open(files, directory, topic_partition=NAME, config=config or config_of(), **arguments))
 
 
-def read_all(log: Log, *, size_bytes_max: int = 1 << 20) -> bytes:
+async def read_whole(log: Log, *, size_bytes_max: int = 1 << 20) -> bytes:
     """All that the log has from its start, over as many reads as it takes."""
     out = b""
     offset = log.log_start_offset
     while offset < log.log_end_offset:
         data = log.read(offset, size_bytes_max=size_bytes_max, end_offset=log.log_end_offset, minimum_one_batch=True)
         if data is None:
-            data = run(log.read_cold(offset, size_bytes_max=size_bytes_max, end_offset=log.log_end_offset, minimum_one_batch=True))
+            data = await log.read_cold(offset, size_bytes_max=size_bytes_max, end_offset=log.log_end_offset, minimum_one_batch=True)
         assert len(data)
         out += data
         offset = last_end_offset(data)
     return out
+
+
+def read_all(log: Log, *, size_bytes_max: int = 1 << 20) -> bytes:
+    return run(read_whole(log, size_bytes_max=size_bytes_max))
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for what files show and no event tells."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def last_end_offset(data: Any) -> int:

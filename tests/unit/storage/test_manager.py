@@ -1,0 +1,217 @@
+"""The data directory: whose it is, what is found in it again, and how partitions come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+from storage_helpers import NAME, T0, TOPIC_ID, ManualClock, batch, config_of, eventually, read_whole, run, settings_for
+
+from raftlog.environment import Environment, Network
+from raftlog.errors import StorageError
+from raftlog.ids import TopicPartition
+from raftlog.storage import checkpoints
+from raftlog.storage.checkpoints import MetaProperties
+from raftlog.storage.files import OsFiles
+from raftlog.storage.manager import LogManager
+
+CLUSTER = "flights-cluster"
+CONFIG = config_of(segment_bytes=1024)
+
+
+def manager_in(directory: Path) -> LogManager:
+    environment = Environment(ManualClock(), random.Random(5), OsFiles(), cast(Network, None))
+    return LogManager(environment, settings_for(str(directory), log_flush_offset_checkpoint_interval_ms="10"))
+
+
+@asynccontextmanager
+async def opened(directory: Path) -> AsyncIterator[LogManager]:
+    manager = manager_in(directory)
+    await manager.open(CLUSTER, 1)
+    try:
+        yield manager
+    finally:
+        await manager.close()
+
+
+async def fill(manager: LogManager, name: TopicPartition = NAME, *, count: int = 30) -> bytes:
+    log = manager.create(name, TOPIC_ID, CONFIG)
+    for _ in range(count):
+        log.append_as_leader(batch(b"x" * 100), leader_epoch=1, now_ms=T0)
+    return await read_whole(log)
+
+
+def open_fails(directory: Path, *, cluster_id: str = CLUSTER, node_id: int = 1) -> str:
+    """The one line that it fails with."""
+
+    async def attempt() -> str:
+        manager = manager_in(directory)
+        with pytest.raises(StorageError) as caught:
+            await manager.open(cluster_id, node_id)
+        return str(caught.value)
+
+    line = run(attempt())
+    assert "\n" not in line
+    return line
+
+
+def test_everything_is_found_again(tmp_path: Path) -> None:
+    async def first() -> tuple[bytes, uuid.UUID]:
+        async with opened(tmp_path) as manager:
+            expected = await fill(manager)
+            await manager.checkpoint_high_watermarks({NAME: 17})
+            log = manager.logs[NAME]
+            log.advance_log_start(3)
+            return expected, manager.directory_id
+
+    async def second(expected: bytes, directory_id: uuid.UUID) -> None:
+        async with opened(tmp_path) as manager:
+            assert manager.directory_id == directory_id
+            assert manager.high_watermarks == {NAME: 17}
+            log = manager.get(NAME)
+            assert log is not None
+            assert (log.topic_id, log.log_start_offset, log.log_end_offset, log.recovery_point) == (TOPIC_ID, 3, 30, 30)
+            assert expected.endswith(await read_whole(log))
+            assert not (tmp_path / ".kafka_cleanshutdown").exists()
+
+    expected, directory_id = run(first())
+    assert (tmp_path / ".kafka_cleanshutdown").exists()
+    assert (tmp_path / "recovery-point-offset-checkpoint").read_text() == "0\n1\nflights 3 30\n"
+    assert (tmp_path / "replication-offset-checkpoint").read_text() == "0\n1\nflights 3 17\n"
+    assert (tmp_path / "log-start-offset-checkpoint").read_text() == "0\n1\nflights 3 3\n"
+    run(second(expected, directory_id))
+
+
+def test_a_kill_costs_nothing(tmp_path: Path) -> None:
+    async def killed() -> bytes:
+        manager = manager_in(tmp_path)
+        await manager.open(CLUSTER, 1)
+        expected = await fill(manager)
+        manager.abandon()
+        return expected
+
+    async def again(expected: bytes) -> None:
+        async with opened(tmp_path) as manager:
+            assert await read_whole(manager.logs[NAME]) == expected
+
+    run(again(run(killed())))
+
+
+def test_rolled_segments_are_flushed_in_the_background(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as manager:
+            await fill(manager)
+            await eventually(lambda: manager.logs[NAME].recovery_point == 30 and (tmp_path / checkpoints.RECOVERY_POINTS).exists())
+
+    run(scenario())
+
+
+def test_meta_properties(tmp_path: Path) -> None:
+    async def scenario() -> uuid.UUID:
+        async with opened(tmp_path) as manager:
+            return manager.directory_id
+
+    directory_id = run(scenario())
+    text = (tmp_path / "meta.properties").read_text()
+    assert text == f"cluster.id={CLUSTER}\ndirectory.id={checkpoints.format_uuid(directory_id)}\nnode.id=1\nversion=1\n"
+    assert MetaProperties.parse("#Sun Nov 22\n" + text) == (CLUSTER, 1, directory_id)
+
+
+def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path):
+            line = await asyncio.to_thread(open_fails, tmp_path)
+            assert ".lock" in line and "locked" in line
+
+    run(scenario())
+    assert "wrong cluster id" in open_fails(tmp_path, cluster_id="another")
+    assert "wrong node id" in open_fails(tmp_path, node_id=2)
+    path = tmp_path / "meta.properties"
+    path.write_text("version=0\nbroker.id=1\n")
+    assert str(path) in open_fails(tmp_path)
+    path.unlink()
+    damaged = tmp_path / "recovery-point-offset-checkpoint"
+    damaged.write_text("0\n7\n")
+    assert str(damaged) in open_fails(tmp_path)
+    damaged.unlink()
+    run(scenario())  # And the lock was given back each time.
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    assert str(tmp_path / "data") in open_fails(tmp_path / "data")
+
+
+def test_other_directories_are_left_alone(tmp_path: Path) -> None:
+    for name in ("__cluster_metadata-0", "lost+found", "flights-3.abc-delete"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000000000000000000.log").write_bytes(b"junk")
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as manager:
+            assert not manager.logs
+            await eventually(lambda: not (tmp_path / "flights-3.abc-delete").exists())
+
+    run(scenario())
+    assert (tmp_path / "__cluster_metadata-0" / "00000000000000000000.log").read_bytes() == b"junk"
+    assert (tmp_path / "lost+found").exists()
+
+
+def test_deleting_and_creating_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as manager:
+            await fill(manager)
+            await manager.checkpoint_high_watermarks({NAME: 30})
+            manager.delete(NAME)
+            manager.delete(NAME)
+            assert manager.get(NAME) is None and NAME not in manager.high_watermarks
+            other_id = uuid.UUID(int=4242)
+            log = manager.create(NAME, other_id, CONFIG)
+            assert (log.log_end_offset, log.topic_id) == (0, other_id)
+            log.append_as_leader(batch(), leader_epoch=0, now_ms=T0)
+            assert manager.create(NAME, other_id, CONFIG) is log
+            assert manager.create(NAME, TOPIC_ID, CONFIG).log_end_offset == 0  # Of another topic: the old one is gone.
+            await eventually(lambda: not list(tmp_path.glob("*-delete")))
+
+    run(scenario())
+
+
+def test_a_lost_topic_id_is_adopted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        manager = manager_in(tmp_path)
+        await manager.open(CLUSTER, 1)
+        expected = await fill(manager)
+        manager.abandon()
+        (tmp_path / "flights-3" / "partition.metadata").write_bytes(b"")
+        async with opened(tmp_path) as again:
+            assert again.logs[NAME].topic_id.int == 0
+            assert await read_whole(again.create(NAME, TOPIC_ID, CONFIG)) == expected
+        async with opened(tmp_path) as once_more:
+            assert once_more.logs[NAME].topic_id == TOPIC_ID
+
+    run(scenario())
+
+
+def test_hundreds_of_partitions(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        names = [TopicPartition("many", number) for number in range(400)]
+        async with opened(tmp_path) as manager:
+            for name in names:
+                await fill(manager, name, count=1)
+        async with opened(tmp_path) as manager:
+            assert [manager.logs[name].log_end_offset for name in names] == [1] * 400
+
+    run(scenario())
+
+
+def test_partition_metadata_is_kafkas() -> None:
+    topic_id = uuid.UUID("01020304-0506-0708-090a-0b0c0d0e0f10")
+    content = checkpoints.format_partition_metadata(topic_id)
+    assert content == b"version: 0\ntopic_id: AQIDBAUGBwgJCgsMDQ4PEA"
+    assert checkpoints.parse_partition_metadata(content.decode()) == topic_id
