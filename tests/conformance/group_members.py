@@ -64,6 +64,7 @@ class Member:
 
 class ConfluentMember(Member):
     library = "confluent-kafka"
+    strategy = "range"
 
     def consume(self) -> None:
         from confluent_kafka import Consumer, KafkaException
@@ -75,6 +76,7 @@ class ConfluentMember(Member):
             "enable.auto.commit": False,
             "session.timeout.ms": SESSION_MS,
             "heartbeat.interval.ms": HEARTBEAT_MS,
+            "partition.assignment.strategy": self.strategy,
             "log_level": 0,
         }
         if self.instance is not None:
@@ -95,6 +97,12 @@ class ConfluentMember(Member):
                             raise
         finally:
             consumer.close()
+
+
+class CooperativeMember(ConfluentMember):
+    """Keeps what it need not give up at a rebalance (KIP-429)."""
+
+    strategy = "cooperative-sticky"
 
 
 _REBALANCING = ("REBALANCE_IN_PROGRESS", "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from group_members import LIBRARIES, WAIT_S, Member, committed, produce, wait_for
+from group_members import LIBRARIES, WAIT_S, CooperativeMember, Member, committed, produce, wait_for
 
 from raftlog.broker.coordinators import partition_of_group
 from raftlog.ids import GROUP_METADATA_TOPIC
@@ -136,3 +136,20 @@ def test_a_static_member_comes_back_without_a_rebalance(start: Start, raftlog_cl
     assert first.rebalances == rebalances
     first.close()
     again.close()
+
+
+def test_cooperative_members_keep_what_they_need_not_give_up(raftlog_cluster_factory: Callable[..., Cluster]) -> None:
+    cluster = raftlog_cluster_factory(nodes=1)
+    cluster.create_topic("t", partitions=PARTITIONS)
+    first = CooperativeMember(cluster.bootstrap_servers, "t", "g")
+    wait_for(lambda: share(first), "the first member has all")
+    second = CooperativeMember(cluster.bootstrap_servers, "t", "g")
+    held: list[frozenset[int]] = []
+    wait_for(lambda: held.append(first.assignment) or share(first, second), "both share the partitions")
+    assert all(len(partitions) >= PARTITIONS // 2 for partitions in held), "never without its own"
+    produce(cluster.bootstrap_servers, "t", values("a"), partitions=PARTITIONS)
+    wait_for(lambda: first.values | second.values == set(values("a")), "both see all")
+    first.close()
+    wait_for(lambda: share(second), "the one that stays has all")
+    second.close()
+    assert has_committed(cluster, "g", 200)
