@@ -164,6 +164,7 @@ class LeaderFetcher:
         self._has_news = False
         self._is_overdue = False  # A fetch must overtake, but too many are under way.
         self._connect_failures = 0
+        self._is_stopped = False
 
     @property
     def is_idle(self) -> bool:
@@ -190,6 +191,8 @@ class LeaderFetcher:
             self._connect_failures = 0
             if self._peer is not None:
                 self._peer.close()
+        if not self._slots and self._peer is not None:
+            self._peer.close()  # It lost its leads, so it may be dead or cut off: nobody shall wait for its answer.
         if endpoint is not None and self._main is None:
             self._main = asyncio.get_running_loop().create_task(self._loop())
         if self._has_news:
@@ -198,6 +201,7 @@ class LeaderFetcher:
             self._kick()
 
     def stop(self) -> None:
+        self._is_stopped = True
         for task in (self._main, *self._extra):
             if task is not None:
                 task.cancel()
@@ -212,7 +216,7 @@ class LeaderFetcher:
     # --- The rounds ---
 
     async def _loop(self) -> None:
-        while True:
+        while not self._is_stopped:
             try:
                 await self._until_due()
                 peer = await self._connected()

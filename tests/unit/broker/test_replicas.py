@@ -333,6 +333,46 @@ def test_a_shrunk_isr_counts_only_once_it_is_committed(tmp_path: pathlib.Path) -
     asyncio.run(main())
 
 
+def test_a_change_of_the_isr_is_asked_for_again_when_nobody_answered(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+            controller.register(2, 1, epoch=2)
+            controller.create_topic("t", (1, 2), (1, 2))
+            for index in (0, 1):
+                controller.change(index, isr=(1,))
+            answer, failures = controller.request, [RequestTimedOut(), NotLeaderOrFollower()]
+
+            async def fail_first(*arguments: Any, **keywords: Any) -> Any:
+                if failures:
+                    raise failures.pop()
+                return await answer(*arguments, **keywords)
+
+            controller.request = fail_first
+            broker.manager.fetch(follower(2, epoch=2), [target(0, leader_epoch=0), target(0, index=1, leader_epoch=0)])
+            await until(lambda: all(controller.image.partition(("t", index)).isr == (1, 2) for index in (0, 1)))
+            assert len(controller.requests) == 1  # Both changes went out together.
+
+    asyncio.run(main())
+
+
+def test_a_refused_admission_holds_nothing_back(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+            controller.register(2, 1, epoch=2)
+            controller.create_topic("t", (1, 2))
+            controller.change(0, isr=(1,))
+            controller.hidden.add(1)
+            controller.fence(2)
+            fetch_one(broker, follower(2, epoch=2), target(0, leader_epoch=0))
+            waiting = broker.manager.append(T0, batch("a"), acks=-1, timeout_ms=10_000)
+            await until(lambda: controller.requests)
+            assert not waiting.done()  # By the image here node 2 is about to join.
+            controller.reveal(1)
+            assert (await waiting).first_offset == 0
+
+    asyncio.run(main())
+
+
 def test_leadership_listeners(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):
