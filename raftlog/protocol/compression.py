@@ -41,7 +41,10 @@ def compress(data: Buffer, compression: Compression) -> bytes:
         case Compression.SNAPPY:
             return _compress_xerial(data)
         case Compression.LZ4:
-            return bytes(cramjam.lz4.compress(data))
+            # Kafka's Java reader refuses blocks that depend on earlier ones. The batch's CRC does for a content checksum.
+            encoder = cramjam.lz4.Compressor(content_checksum=False, block_linked=False)
+            encoder.compress(data)
+            return bytes(encoder.finish())
         case Compression.ZSTD:
             return bytes(cramjam.zstd.compress(data))
 

@@ -86,6 +86,11 @@ def test_snappy_is_framed_as_xerial() -> None:
     assert compress(b"x", Compression.SNAPPY)[:16] == b"\x82SNAPPY\x00\x00\x00\x00\x01\x00\x00\x00\x01"
 
 
+def test_lz4_blocks_are_independent() -> None:
+    flags = compress(b"flight" * 50_000, Compression.LZ4)[4]
+    assert flags & 0x20  # Else Kafka's Java clients say "Dependent block stream is unsupported".
+
+
 def test_validate_accepts_several_batches() -> None:
     headers = batches.validate(batch_of(b"a", b"b") + batch_of(b"c"), batch_bytes_max=NOBODY_MINDS)
     assert [header.record_count for header in headers] == [2, 1]
