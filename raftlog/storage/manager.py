@@ -211,11 +211,11 @@ class LogManager:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _rolled(self, log: Log) -> None:
-        self._to_flush.add(log.topic_partition)
+    def _rolled(self, name: TopicPartition) -> None:
+        self._to_flush.add(name)
         self._work.set()
 
-    def _cut(self, _log: Log) -> None:
+    def _cut(self, _name: TopicPartition) -> None:
         self._work.set()
 
     async def _maintain(self) -> None:
