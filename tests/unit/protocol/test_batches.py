@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 
 import cramjam
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftlog.errors import CorruptMessage, InvalidRecord, MessageTooLarge, UnsupportedForMessageFormat
-from raftlog.protocol import batches
+from raftlog.protocol import batches, checksum
 from raftlog.protocol.batches import Compression, Record
 from raftlog.protocol.checksum import crc32c, portable_crc32c
 from raftlog.protocol.compression import compress, decompress
@@ -206,3 +207,8 @@ def test_malformed_records_are_corrupt_never_another_error(data: st.DataObject) 
         batch[position] = data.draw(st.integers(min_value=0, max_value=255))
     with contextlib.suppress(CorruptMessage):
         batches.decode_batch(batch)
+
+
+def test_crcmod_does_where_crc32c_has_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "crc32c", None)
+    assert checksum._fastest() is portable_crc32c
