@@ -22,6 +22,7 @@ from raftlog.quorum.guards import Guards
 from raftlog.quorum.journal import KIND_NO_OP, KIND_RECORDS, Journal
 from raftlog.quorum.messages import ENTRIES_PER_MESSAGE_MAX, Entry, MalformedMessage, Message
 from raftlog.quorum.snapshots import Snapshot
+from raftlog.quorum.standins import EngineJournal, EngineSerializer, EngineTransport, NullPoller
 
 PYSYNCOBJ_VERSION: Final = "0.3.17"
 PROPOSALS_WAITING_MAX: Final = 10_000
@@ -118,88 +119,6 @@ def check_engine(module: Any | None = None) -> None:
         raise EngineMismatch(f"pysyncobj lacks {', '.join(missing)}")
 
 
-class _EngineJournal:
-    """The journal by pysyncobj's names."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self.add = journal.add
-        self.deleteEntriesFrom = journal.truncate_from
-        self.getCurrentTerm = lambda: journal.term
-        self.getVotedForNodeId = lambda: journal.voted_for
-        self.setCurrentTerm = journal.set_term
-
-    def __getitem__(self, item: Any) -> Any:
-        return self._journal.entries[item]
-
-    def __len__(self) -> int:
-        return len(self._journal.entries)
-
-    def clear(self) -> None:
-        raise AssertionError("the engine never clears the journal: snapshots are installed by its owner")
-
-    def deleteEntriesTo(self, position: int) -> None:
-        raise AssertionError("the engine never compacts the journal: its owner does")
-
-    def setRaftCommitIndex(self, index: int) -> None:
-        """Not kept: what is committed follows from the log and the next leader."""
-
-    def getRaftCommitIndex(self) -> int:
-        return self._journal.first_index
-
-    def onOneSecondTimer(self) -> None: ...
-
-    def _destroy(self) -> None: ...
-
-
-class _EngineTransport:
-    """pysyncobj's Transport, without a network: it hands messages to the engine's outbox."""
-
-    ready = True
-
-    def __init__(self, send: Callable[[NodeId, Message], None]) -> None:
-        self._send = send
-        self.receive: Callable[[Any, Message], None]
-        self.connect: Callable[[Any], None]
-        self.disconnect: Callable[[Any], None]
-
-    def setOnNodeConnectedCallback(self, callback: Callable[[Any], None]) -> None:
-        self.connect = callback
-
-    def setOnNodeDisconnectedCallback(self, callback: Callable[[Any], None]) -> None:
-        self.disconnect = callback
-
-    def setOnMessageReceivedCallback(self, callback: Callable[[Any, Message], None]) -> None:
-        self.receive = callback
-
-    def setOnReadonlyNodeConnectedCallback(self, callback: object) -> None: ...
-
-    def setOnReadonlyNodeDisconnectedCallback(self, callback: object) -> None: ...
-
-    def setOnUtilityMessageCallback(self, name: str, callback: object) -> None:
-        """No message reaches these: they would change members and versions."""
-
-    def send(self, node: Any, message: Message) -> bool:
-        self._send(node.id, message)
-        return True
-
-    def destroy(self) -> None: ...
-
-
-class _EngineSerializer:
-    """pysyncobj's Serializer, of which only the installation of a snapshot is left."""
-
-    def __init__(self, install: Callable[[Snapshot], bool]) -> None:
-        self._install = install
-
-    def setTransmissionData(self, snapshot: Snapshot | None) -> bool:
-        return snapshot is not None and self._install(snapshot)
-
-
-class _NullPoller:
-    def poll(self, timeout: float) -> None: ...
-
-
 class RaftEngine:
     """One voter's engine, from the state of its journal, which must agree with the snapshot already."""
 
@@ -232,7 +151,7 @@ class RaftEngine:
         self.last_heard_s: dict[NodeId, float] = {}
         module = _own_copy_of_syncobj()
         check_engine(module)
-        self._transport = _EngineTransport(self._outgoing)
+        self._transport = EngineTransport(self._outgoing)
         self._nodes = {voter: module.Node(voter) for voter in voters if voter != node_id}
         self._wire(module)
         others = [self._nodes[voter] for voter in sorted(self._nodes)]
@@ -241,9 +160,9 @@ class RaftEngine:
 
     def _wire(self, module: Any) -> None:
         """Put our own parts in place of pysyncobj's, in this engine's copy of the module."""
-        module.createJournal = lambda _path: _EngineJournal(self._journal)
-        module.createPoller = lambda _kind: _NullPoller()
-        module.Serializer = lambda *_: _EngineSerializer(self._install)
+        module.createJournal = lambda _path: EngineJournal(self._journal)
+        module.createPoller = lambda _kind: NullPoller()
+        module.Serializer = lambda *_: EngineSerializer(self._install)
         module.monotonicTime = self._now_s
         module.PIPE_NOTIFIER_ENABLED = False
 

@@ -29,6 +29,7 @@ FAULTS_S: Final = 4.0
 HEALING_S_MAX: Final = 5.0
 ELECTION_MS: Final = 300
 STEPS_MAX: Final = 200_000
+INJECTED: Final = "injected"  # What tells a disk error of the simulation from one that the voter found.
 
 
 class Broken(AssertionError):
@@ -359,14 +360,12 @@ class History:
             action()
         except PowerLoss:
             self._crash(node)
-        except StorageError:
-            if not self._disk_failed:
+        except StorageError as error:
+            if INJECTED not in str(error):
                 raise
             self._crash(node)
         else:
             self.checker.stepped(node)
-
-    _disk_failed = False
 
     def _disk(self, node: Node, operation: str, path: str) -> None:
         if self.is_healing or operation in ("read", "open"):
@@ -374,8 +373,7 @@ class History:
         if self.chance.random() < self.weather.disk_crash:
             raise PowerLoss
         if operation in ("sync", "write") and self.chance.random() < self.weather.disk_error:
-            self._disk_failed = True
-            raise StorageError(f"can't {operation} {path}: injected")
+            raise StorageError(f"can't {operation} {path}: {INJECTED}")
 
     def _turn(self, node: Node) -> None:
         if node.voter is None:

@@ -303,16 +303,30 @@ def test_a_disk_error_ends_the_voter_and_nobody_else(directory: Path) -> None:
     run(3, directory, test)
 
 
-def test_a_malformed_frame_closes_only_its_connection(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_voter_is_refused(directory: Path) -> None:
     async def test(voters: Voters) -> None:
         await voters.commit(b"a")
         peer = await PeerConnection.open(voters.network, "127.0.0.1", voters.nodes[1].port, client_id="x", timeout_ms=1000)
-        closed = asyncio.Event()
-        peer.on_close(closed.set)
-        answer = await peer.request_raw(RAFT_API_KEY, 0, [b"not a hello"], timeout_ms=1000)
+        answer = await peer.request_raw(RAFT_API_KEY, 0, [b"hello?"], timeout_ms=1000)
         assert b"not a hello" in bytes(answer)
         peer.close()
-        await closed.wait()
+        await voters.commit(b"b")
+
+    run(3, directory, test)
+
+
+def test_a_malformed_frame_closes_its_connection_and_a_new_one_follows(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(voters: Voters) -> None:
+        await voters.commit(b"a")
+        speaker = voters.nodes[3]
+        link = speaker.quorum._links._links[1]
+        with caplog.at_level(logging.WARNING, "raftlog.quorum"):
+            frame = bytearray(link.sender.encode({"type": "response_vote", "term": 1}))
+            link.send([frame[:-3]])
+            await asyncio.wait_for(link.lost.wait(), WAIT_S_MAX)
+        (line,) = [record.message for record in caplog.records if record.name == "raftlog.quorum.transport"]
+        assert line.startswith("closing the connection to voter 3")
+        await until(lambda: 1 in speaker.quorum._links._links)
         await voters.commit(b"b")
 
     run(3, directory, test)
