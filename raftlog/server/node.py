@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import Any, Final
 
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.metadata_fetcher import MetadataFetcher
@@ -20,6 +20,8 @@ from raftlog.server.controller_role import ControllerRole
 from raftlog.server.metrics import MetricsServer
 from raftlog.storage import checkpoints
 from raftlog.storage.manager import LogManager
+
+LOGS_CLOSE_TIMEOUT_MS: Final = 600_000  # Thousands of logs may have to reach a slow disk; cut short, all are checked at the next start.
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +138,8 @@ class Node:
             await close_in_turn(("handing leadership over", self.broker.leave))
         await self._close_parts(quietly=False)
         if self.logs is not None:
-            await close_in_turn(("logs", self.logs.close))
+            await close_in_turn(("logs", self.logs.close), timeout_ms=LOGS_CLOSE_TIMEOUT_MS)
+            self.logs.abandon()  # Of what could not be closed.
 
     async def kill(self) -> None:
         """Drop everything without handing over or marking the logs clean, as a crash does."""
