@@ -300,6 +300,9 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("a controller needs a listener named in 'controller.listener.names'")
     if settings.is_broker and settings.inter_broker_listener_name not in names:
         raise ConfigError(f"'inter.broker.listener.name' {settings.inter_broker_listener_name!r} is not among 'listeners'")
+    for endpoint in settings.advertised_endpoints if settings.is_broker else ():
+        if endpoint.host in ("0.0.0.0", "::"):
+            raise ConfigError(f"clients can't be told to connect to {endpoint.host}: set 'advertised.listeners'")
     for pair in settings.listener_security_protocol_map:
         if pair.partition(":")[2] != PLAINTEXT:
             raise ConfigError(f"listener.security.protocol.map: only PLAINTEXT is supported so far, not {pair!r}")

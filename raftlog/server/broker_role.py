@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -173,9 +174,9 @@ class BrokerRole:
         return broker is not None and broker.epoch == self._started_lifecycle().broker_epoch
 
     def _advertised(self) -> list[Endpoint]:
-        """What clients are told: the listener's real port where 0 was asked for."""
+        """What clients are told: this machine's name where no host is given, the listener's real port where 0 was asked for."""
         return [
-            endpoint if endpoint.port else endpoint._replace(port=self.listeners[endpoint.listener].port)
+            endpoint._replace(host=endpoint.host or socket.getfqdn(), port=endpoint.port or self.listeners[endpoint.listener].port)
             for endpoint in self._settings.advertised_endpoints
         ]
 

@@ -61,6 +61,9 @@ def run(settings: Settings, cluster_id: str | None = None) -> int:
         return _complain(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         return EXIT_OK
+    except Exception as error:
+        logger.debug("the traceback of it", exc_info=error)
+        return _complain(f"{type(error).__name__}: {error}", EXIT_FAILED)
 
 
 async def _serve(settings: Settings, cluster_id: str | None) -> int:

@@ -1,0 +1,97 @@
+"""A node as a process: what it says and how it exits."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CLUSTER_ID = "4L6g3nShT-eMCtK--X86sw"
+TIMEOUT_S = 20.0
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class Process:
+    def __init__(self, directory: Path, *arguments: str, more: str = "", prepare: bool = True) -> None:
+        self.port, controller_port = free_port(), free_port()
+        directory.mkdir(exist_ok=True)
+        config = directory / "server.properties"
+        config.write_text(
+            f"node.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller_port}\nlog.dirs={directory}/data\n"
+            f"listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}\n{more}\n"
+        )
+        command = [sys.executable, "-m", "raftlog.server", "-c", str(config), *arguments]
+        self.process = subprocess.Popen(
+            [*command, "--cluster-id", CLUSTER_ID] if prepare else command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_until_serving(self) -> None:
+        assert self.process.stderr is not None
+        deadline = time.monotonic() + TIMEOUT_S
+        for line in self.process.stderr:
+            if "broker 1 serves on" in line:
+                return
+            assert time.monotonic() < deadline
+        raise AssertionError("the process ended")
+
+    def end(self) -> tuple[int, str]:
+        out, err = self.process.communicate(timeout=TIMEOUT_S)
+        assert out == ""
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "node"
+
+
+def test_it_serves_until_it_is_told_to_stop(directory: Path) -> None:
+    node = Process(directory)
+    node.wait_until_serving()
+    node.process.send_signal(signal.SIGTERM)
+    status, err = node.end()
+    assert status == 0, err
+    assert "stopping on SIGTERM" in err
+    assert (directory / "data" / ".kafka_cleanshutdown").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "prepare", "status", "line"),
+    [
+        ((), "no.such.setting=1", True, 2, "unknown setting 'no.such.setting'"),
+        (("--set", "num.partitions=many"), "", True, 2, "setting 'num.partitions' must be a whole number, not 'many'"),
+        ((), "", False, 1, "is not prepared: run `raftlog quorum init` first"),
+        ((), "advertised.listeners=PLAINTEXT://0.0.0.0:1", True, 2, "clients can't be told to connect to 0.0.0.0"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_one_line(
+    directory: Path, arguments: tuple[str, ...], more: str, prepare: bool, status: int, line: str
+) -> None:
+    found, err = Process(directory, *arguments, more=more, prepare=prepare).end()
+    assert found == status, err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("raftlog: ")
+    assert line in err
+
+
+def test_a_port_that_is_taken(directory: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, err = Process(directory, "--set", f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{free_port()}").end()
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"raftlog: listener PLAINTEXT: can't listen on 127.0.0.1:{port}")
+    assert "Traceback" not in err
