@@ -17,6 +17,7 @@ from raftlog.errors import StorageError
 from raftlog.ids import NodeId
 
 FILE: Final = "raftlog-voters.json"
+UNKNOWN: Final = uuid.UUID(int=0)
 
 
 class VoterIdentity:
@@ -26,7 +27,7 @@ class VoterIdentity:
         self._files = files
         self._path = f"{directory}/{FILE}"
         self._known: dict[NodeId, uuid.UUID] = {}
-        self.own = uuid.UUID(int=0)
+        self.own = UNKNOWN
 
     def open(self, chance: random.Random) -> None:
         """Raises StorageError where the file is damaged."""
@@ -40,6 +41,16 @@ class VoterIdentity:
             self._known = {int(node_id): uuid.UUID(text) for node_id, text in content["voters"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{self._path} is damaged: {error!r}") from None
+
+    def known(self, node_id: NodeId) -> uuid.UUID:
+        """The log id a voter was first met with; the zero uuid where it was not met yet."""
+        return self._known.get(node_id, UNKNOWN)
+
+    def recognize(self, known: uuid.UUID) -> str | None:
+        """Where another voter knows this one with another log id than it has, the reason not to take part."""
+        if known in (UNKNOWN, self.own):
+            return None
+        return f"this voter lost its metadata log: it has log id {self.own}, but was known with {known}; restore {self._path.rpartition('/')[0]}"
 
     def admit(self, node_id: NodeId, log_id: uuid.UUID) -> str | None:
         """Take note of a voter's log id; where it is known with another one, the reason to refuse it."""

@@ -35,7 +35,8 @@ KEEPALIVE_MS: Final = 1000  # A connection on which nothing was sent for so long
 SILENCE_MS_MAX: Final = 4000  # A connection on which nothing came for so long is dead.
 REFUSED_REASONS_MAX: Final = 100  # Reasons remembered, so as not to log them again.
 
-_HELLO: Final = struct.Struct(">iiq16sB")  # Dialler, whom it wants, generation, log id, length of the cluster id.
+# Dialler, whom it wants, generation, the dialler's log id, the one it knows of whom it wants, length of the cluster id.
+_HELLO: Final = struct.Struct(">iiq16s16sB")
 _WELCOME: Final = struct.Struct(">h16s")  # Status and log id; a refusal's reason follows.
 _CORRELATION_ID: Final = struct.Struct(">i")
 _ACCEPTED: Final = 0
@@ -95,7 +96,7 @@ class Links:
         self._identity = identity
         self._owner = owner
         self._links: dict[NodeId, _Link] = {}
-        self._half_open: set[_Link] = set()  # Accepted, the dialler's first frame not yet seen.
+        self._half_open: dict[_Link, None] = {}  # Accepted, the dialler's first frame not yet seen.
         self._tasks: list[asyncio.Task[None]] = []
         self._refusals: dict[NodeId, str] = {}  # Why others refuse this voter; logged once each.
         self._refused: set[str] = set()  # Why this voter refused others; logged once each.
@@ -154,7 +155,8 @@ class Links:
         connection = await PeerConnection.open(self._network, host, port, client_id=f"raft-{self._node_id}", timeout_ms=DIAL_TIMEOUT_MS)
         try:
             generation = self._chance.getrandbits(62)
-            hello = _HELLO.pack(self._node_id, peer, generation, self._identity.own.bytes, len(self._cluster_id)) + self._cluster_id
+            own, known = self._identity.own.bytes, self._identity.known(peer).bytes
+            hello = _HELLO.pack(self._node_id, peer, generation, own, known, len(self._cluster_id)) + self._cluster_id
             welcome = await connection.request_raw(RAFT_API_KEY, RAFT_API_VERSION, [hello], timeout_ms=DIAL_TIMEOUT_MS)
             self._check_welcome(peer, welcome)
         except BaseException:
@@ -195,14 +197,14 @@ class Links:
             return [correlation_id, _WELCOME.pack(_NOT_READY, self._identity.own.bytes), b"this voter is starting or stopping"]
         link = _Link(peer, generation, in_order=True)
         link.abort = context.connection.abort
-        self._half_open.add(link)
+        self._half_open[link] = None
         link.send = context.connection.upgrade(lambda frame: self._take(link, frame), lambda: self._lose(link))
         return [correlation_id, _WELCOME.pack(_ACCEPTED, self._identity.own.bytes)]
 
     def _check_hello(self, body: bytes) -> tuple[NodeId, int]:
         """(the dialler, generation). Raises VoterRefused."""
         try:
-            peer, wanted, generation, log_id, length = _HELLO.unpack_from(body)
+            peer, wanted, generation, log_id, known, length = _HELLO.unpack_from(body)
         except struct.error:
             raise VoterRefused("not a hello") from None
         cluster_id = body[_HELLO.size :]
@@ -212,9 +214,10 @@ class Links:
             raise VoterRefused(f"it looks for voter {wanted}, and this is voter {self._node_id}")
         if peer not in self._addresses:
             raise VoterRefused(f"node {peer} is not among the voters {sorted((*self._addresses, self._node_id))}")
-        refusal = self._identity.admit(peer, uuid.UUID(bytes=log_id)) if self._is_open else None
-        if refusal is not None:
-            raise VoterRefused(refusal)
+        if self._is_open:
+            refusal = self._identity.recognize(uuid.UUID(bytes=known)) or self._identity.admit(peer, uuid.UUID(bytes=log_id))
+            if refusal is not None:
+                raise VoterRefused(refusal)
         return peer, generation
 
     # --- both ---------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ class Links:
 
     def _take(self, link: _Link, frame: bytes) -> None:
         if link in self._half_open:
-            self._half_open.discard(link)
+            self._half_open.pop(link, None)
             self._open(link)
         if self._links.get(link.peer) is not link:
             return  # An old connection: what comes of it now is not delivered.
@@ -248,7 +251,7 @@ class Links:
 
     def _lose(self, link: _Link) -> None:
         link.lost.set()
-        self._half_open.discard(link)
+        self._half_open.pop(link, None)
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
             _log.debug("voter %d lost the connection to voter %d", self._node_id, link.peer)
