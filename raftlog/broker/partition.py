@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from raftlog.broker.purgatory import AckWaits, CommittedBytes, FetchPurgatory, FetchWait
+from raftlog.broker.purgatory import AckWaits, CommittedBytes, FetchPurgatory, Waits
 from raftlog.broker.reads import (
     EARLIEST_LOCAL_TIMESTAMP_MS,
     EARLIEST_TIMESTAMP_MS,
@@ -86,8 +86,8 @@ class Partition:
         self._nothing = Fetched(OK)
         self.ack_waits = AckWaits()
         self.committed_bytes = CommittedBytes()
-        self._consumer_waits: set[tuple[FetchWait, int]] = set()
-        self._follower_waits: set[tuple[FetchWait, int]] = set()
+        self._consumer_waits: Waits = {}
+        self._follower_waits: Waits = {}
 
     # --- Where it stands ---
 
@@ -110,7 +110,7 @@ class Partition:
     def leader_epoch(self) -> LeaderEpoch:
         return self.role.leader_epoch
 
-    def fetch_waits(self, is_follower: bool) -> set[tuple[FetchWait, int]]:
+    def fetch_waits(self, is_follower: bool) -> Waits:
         return self._follower_waits if is_follower else self._consumer_waits
 
     def require_leader(self, requested_epoch: LeaderEpoch = NO_LEADER_EPOCH) -> LeaderState:

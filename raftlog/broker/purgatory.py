@@ -11,7 +11,7 @@ import asyncio
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
 from raftlog.errors import ApiError, NotEnoughReplicasAfterAppend, RequestTimedOut
@@ -127,13 +127,18 @@ class FetchWait:
         self.timer: asyncio.TimerHandle | None = None
 
 
+# At one partition: fetches, each with its place among their targets, in the order of arrival: who waits longest is
+# answered first, and a simulation repeats exactly.
+Waits: TypeAlias = dict[tuple[FetchWait, int], None]
+
+
 class FetchPurgatory:
     """All parked fetches of a broker. `answer` reads again what is stale and resolves the wait's future."""
 
     def __init__(self, answer: Callable[[FetchWait], None]) -> None:
         self._answer = answer
-        self._parked: set[FetchWait] = set()
-        self._by_replica: dict[NodeId, set[FetchWait]] = defaultdict(set)
+        self._parked: dict[FetchWait, None] = {}
+        self._by_replica: dict[NodeId, dict[FetchWait, None]] = defaultdict(dict)
         self._ready: dict[FetchWait, None] = {}
         self._scheduled = False
 
@@ -142,17 +147,17 @@ class FetchPurgatory:
 
     def park(self, wait: FetchWait) -> asyncio.Future[list[Fetched]]:
         """Register with the partitions; the future ends by data, by time (`wait_ms_max`) or by the caller's cancelling it."""
-        self._parked.add(wait)
+        self._parked[wait] = None
         if wait.is_follower:
-            self._by_replica[wait.limits.replica_id].add(wait)
+            self._by_replica[wait.limits.replica_id][wait] = None
         for index, partition in enumerate(wait.partitions):
             if partition is not None:
-                partition.fetch_waits(wait.is_follower).add((wait, index))
+                partition.fetch_waits(wait.is_follower)[wait, index] = None
         wait.timer = asyncio.get_running_loop().call_later(wait.limits.wait_ms_max / 1000, self._release, wait)
         wait.future.add_done_callback(lambda _: self._forget(wait))
         return wait.future
 
-    def data_came(self, waits: set[tuple[FetchWait, int]], size_bytes: int) -> None:
+    def data_came(self, waits: Waits, size_bytes: int) -> None:
         """`size_bytes` more can be read by `waits` of one partition."""
         for wait, index in waits:
             wait.stale.add(index)
@@ -172,7 +177,7 @@ class FetchPurgatory:
                 if not asked.isdisjoint(wait.partitions):
                     self._release(wait)
 
-    def wake_all(self, waits: set[tuple[FetchWait, int]]) -> None:
+    def wake_all(self, waits: Waits) -> None:
         """Something other than data changed: answer at once, whatever there is."""
         for wait, index in waits:
             wait.stale.add(index)
@@ -204,11 +209,11 @@ class FetchPurgatory:
     def _forget(self, wait: FetchWait) -> None:
         if wait not in self._parked:
             return
-        self._parked.remove(wait)
+        del self._parked[wait]
         if wait.is_follower:
-            self._by_replica[wait.limits.replica_id].discard(wait)
+            self._by_replica[wait.limits.replica_id].pop(wait, None)
         if wait.timer is not None:
             wait.timer.cancel()
         for index, partition in enumerate(wait.partitions):
             if partition is not None:
-                partition.fetch_waits(wait.is_follower).discard((wait, index))
+                partition.fetch_waits(wait.is_follower).pop((wait, index), None)

@@ -145,11 +145,11 @@ class ReplicaManager:
             for partition in self._hosted.of_topic(topic_id):
                 assert partition.name.topic == name
                 self._remove(partition, changes)
-        for name in delta.changed_topics:
+        for name in sorted(delta.changed_topics):
             topic = image.topics.get(name)
             if topic is not None:
                 self._apply_topic(name, image, delta.changed_partitions.get(name, topic.partitions.keys()), changes)
-        for kind, name in delta.changed_configs:
+        for kind, name in sorted(delta.changed_configs):
             if kind == RESOURCE_TOPIC:
                 self._reconfigure(name, image)
         if delta.changed_brokers:  # Who was fenced holds no mark back, who is unfenced may be admitted.

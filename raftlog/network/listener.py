@@ -31,7 +31,7 @@ class Listener:
         self._name = listener_name
         self._settings = settings
         self._socket: ListeningSocket | None = None
-        self._connections: set[ServerConnection] = set()
+        self._connections: dict[ServerConnection, None] = {}  # In order, so that a simulation repeats exactly.
         self._idle_timer: asyncio.TimerHandle | None = None
         self._all_closed: asyncio.Event | None = None
         self._is_full = False
@@ -82,7 +82,7 @@ class Listener:
         )
 
     def _opened(self, connection: ServerConnection) -> None:
-        self._connections.add(connection)
+        self._connections[connection] = None
         if len(self._connections) > self._settings.max_connections:
             if not self._is_full:
                 _log.warning("listener %s has max.connections=%d: refusing %s", self._name, self._settings.max_connections, connection.peer)
@@ -93,7 +93,7 @@ class Listener:
         connection.set_buffer_sizes(send_bytes=self._settings.socket_send_buffer_bytes, receive_bytes=self._settings.socket_receive_buffer_bytes)
 
     def _lost(self, connection: ServerConnection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if self._all_closed is not None and not self._connections:
             self._all_closed.set()
 

@@ -35,7 +35,7 @@ class MortalFiles:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._dead = False
-        self._open: set[_MortalFile] = set()
+        self._open: dict[_MortalFile, None] = {}
         self._locks: list[Callable[[], None]] = []
 
     def die(self) -> None:
@@ -47,12 +47,12 @@ class MortalFiles:
                 release()
 
     def forget(self, file: _MortalFile) -> None:
-        self._open.discard(file)
+        self._open.pop(file, None)
 
     def open(self, path: str, *, create: bool = False) -> File:
         self._check(path)
         file = _MortalFile(self, self._files.open(path, create=create), path)
-        self._open.add(file)
+        self._open[file] = None
         return file
 
     def lock(self, path: str) -> Callable[[], None]:
@@ -170,7 +170,7 @@ class MortalNetwork:
         self._network = network
         self._dead = False
         self._listening: list[ListeningSocket] = []
-        self._transports: set[asyncio.Transport] = set()
+        self._transports: dict[asyncio.Transport, None] = {}
 
     def die(self) -> None:
         self._dead = True
@@ -204,11 +204,12 @@ class MortalNetwork:
 
         def connection_made(transport: Any) -> None:
             known.append(transport)
-            self._transports.add(transport)
+            self._transports[transport] = None
             made(transport)
 
         def connection_lost(exc: Exception | None) -> None:
-            self._transports.difference_update(known)
+            for transport in known:
+                self._transports.pop(transport, None)
             lost(exc)
 
         protocol.connection_made = connection_made  # type: ignore[method-assign]
