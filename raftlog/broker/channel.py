@@ -161,7 +161,8 @@ class ControllerChannel:
 
     async def _pause(self, pause_ms: int) -> None:
         try:
-            await asyncio.wait_for(self._changed.wait(), pause_ms / 1000)
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._changed.wait()
         except TimeoutError:
             return
 

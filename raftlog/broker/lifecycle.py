@@ -105,7 +105,8 @@ class BrokerLifecycle:
         """The epoch of this registration. Raises RegistrationRefused; RequestTimedOut after initial.broker.registration.timeout.ms."""
         timeout_ms = self._settings.initial_broker_registration_timeout_ms
         try:
-            return await asyncio.wait_for(asyncio.shield(self._registered), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await asyncio.shield(self._registered)
         except TimeoutError:
             raise RequestTimedOut(f"no controller registered this broker within {timeout_ms} ms") from None
 
@@ -176,7 +177,8 @@ class BrokerLifecycle:
                 wait_ms = pause_ms
                 pause_ms = min(2 * pause_ms, RETRY_PAUSE_MS_MAX)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_ms / 1000)
+                async with asyncio.timeout(wait_ms / 1000):
+                    await self._wake.wait()
 
     async def _register(self) -> int:
         """Register this incarnation; the pause until the first heartbeat, in ms."""

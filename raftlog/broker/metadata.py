@@ -56,6 +56,7 @@ class MetadataFollower:
         future: asyncio.Future[MetadataImage] = asyncio.get_running_loop().create_future()
         self._waiting.append((condition, future))
         try:
-            return await asyncio.wait_for(future, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
         except TimeoutError:
             raise RequestTimedOut(f"the metadata did not change as awaited within {timeout_ms} ms") from None

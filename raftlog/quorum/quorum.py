@@ -189,7 +189,8 @@ class Quorum:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._commit_waiters[waiter] = offset
         try:
-            await asyncio.wait_for(waiter, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await waiter
         except TimeoutError:
             pass
         finally:

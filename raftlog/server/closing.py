@@ -19,13 +19,10 @@ async def close_in_turn(*steps: tuple[str, Callable[[], Awaitable[object]]], qui
     """
     for name, step in steps:
         try:
-            await asyncio.wait_for(_await(step), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await step()
         except TimeoutError:
             logger.warning("stopping: %s took more than %d ms", name, timeout_ms)
         except Exception as error:
             logger.log(logging.DEBUG if quietly else logging.WARNING, "stopping: %s failed: %s: %s", name, type(error).__name__, error)
             logger.debug("the traceback of it", exc_info=error)
-
-
-async def _await(step: Callable[[], Awaitable[object]]) -> None:
-    await step()
