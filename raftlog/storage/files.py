@@ -238,14 +238,3 @@ class OsFiles:
 
 
 _replace_later: Final = wrap(OsFiles.replace)
-
-
-def raise_open_files_limit() -> int:
-    """Lift this process's soft limit of open files to the hard one, as the JVM does; returns what it is now."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
