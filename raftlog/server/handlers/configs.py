@@ -1,4 +1,4 @@
-"""DescribeConfigs: the configuration of topics and of this broker, each value with where it comes from."""
+"""DescribeConfigs and ListConfigResources: the configuration of topics and of this broker, each value with where it comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.config import FIELDS, Settings
-from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition
+from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
 from raftlog.ids import TopicName
 from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import ApiKey
@@ -18,6 +18,9 @@ from raftlog.topic_config import DEFINITIONS
 
 TOPIC: Final = 2  # Resource types.
 BROKER: Final = 4
+CLIENT_METRICS: Final = 16
+GROUP: Final = 32
+LISTED: Final = (TOPIC, BROKER, CLIENT_METRICS, GROUP)
 
 SOURCE_TOPIC: Final = 1  # Sources of a value, the strongest first.
 SOURCE_DYNAMIC_BROKER: Final = 2
@@ -43,7 +46,22 @@ class ConfigHandlers:
         self._metadata = metadata
 
     def handlers(self) -> Mapping[int, Handler]:
-        return {ApiKey.DESCRIBE_CONFIGS: self.describe_configs}
+        return {ApiKey.DESCRIBE_CONFIGS: self.describe_configs, ApiKey.LIST_CONFIG_RESOURCES: self.list_config_resources}
+
+    def list_config_resources(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        """Answer ListConfigResources v0-v1 (key 74): what may be configured. v0 knows client metrics only. Source: KIP-714, KIP-1142.
+
+        No type asked for means all of them. Of brokers and topics all are listed, of the others those that have a config.
+        """
+        image = self._metadata.image
+        asked = (CLIENT_METRICS,) if context.api_version == 0 else tuple(dict.fromkeys(request.resource_types)) or LISTED
+        unknown = set(asked) - set(LISTED)
+        if unknown:
+            raise UnsupportedVersion(f"Unsupported resource type: {min(unknown)}")
+        names: dict[int, list[str]] = {kind: sorted(name for of_kind, name in image.configs if of_kind == kind) for kind in LISTED}
+        names[TOPIC] = sorted(image.topics)
+        names[BROKER] = [str(node_id) for node_id in sorted(image.brokers)]
+        return {"config_resources": [{"resource_name": name, "resource_type": kind} for kind in asked for name in names[kind]]}
 
     def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer DescribeConfigs v1-v4 (key 32) for topics and this broker. Source: KIP-133, KIP-226, KIP-569."""

@@ -178,6 +178,10 @@ def test_describe_apis(tmp_path: Path) -> None:
             assert other.error_code == ErrorCode.invalid_request
             assert absent.error_code == ErrorCode.unknown_topic_or_partition
 
+            listed = await ask(node, ApiKey.LIST_CONFIG_RESOURCES, {"resource_types": []})
+            assert [(each.resource_type, each.resource_name) for each in listed.config_resources] == [(2, "events"), (4, "1")]
+            assert (await ask(node, ApiKey.LIST_CONFIG_RESOURCES, {}, version=0)).config_resources == ()
+
             wanted = {"topics": [{"topic_name": METADATA_TOPIC, "partitions": [{"partition_index": 0}]}]}
             quorum = (await ask(node, ApiKey.DESCRIBE_QUORUM, wanted)).topics[0].partitions[0]
             assert (quorum.leader_id, [voter.replica_id for voter in quorum.current_voters]) == (1, [1])
