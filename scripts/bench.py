@@ -72,10 +72,10 @@ def start_one(runs: int) -> Iterator[Measure]:
 def up_three(runs: int) -> Iterator[Measure]:
     """Three fresh nodes by `raftlog up`; then their memory and CPU while nobody uses them."""
     ready = Measure("three nodes by `raftlog up`: command to all ready", "s", "< 3 s")
-    memory = Measure("idle memory (RSS) per node, of three", "MiB", "< 80 MiB")
-    cpu = Measure("idle CPU per node, of three", "% of a core")
-    stop = Measure("three nodes: Ctrl-C to all stopped", "s")
-    again = Measure("three nodes by `raftlog up` on the same directory: command to all ready", "s")
+    memory = Measure("  idle memory (RSS) per node", "MiB", "< 80 MiB")
+    cpu = Measure("  idle CPU per node", "% core")
+    stop = Measure("  Ctrl-C to all stopped", "s")
+    again = Measure("  the same directory again: command to all ready", "s")
     for _ in range(runs):
         directory = Path(tempfile.mkdtemp(prefix="raftlog-"))
         arguments = ["--nodes", "3", "--dir", str(directory), "--base-port", str(free_port_run(6))]
@@ -133,8 +133,8 @@ def free_port_run(count: int) -> int:
 
 def produce_cpu(runs: int) -> Iterator[Measure]:
     """Broker CPU per produce request: one partition, acks=1, one record of 100 bytes, pipelined on one connection."""
-    measure = Measure("broker CPU per one-partition produce request (acks=1, one small record)", "µs", "< 40 µs")
-    rate = Measure("  the same: requests per second", "/s")
+    measure = Measure("broker CPU per produce request (acks=1, one small record)", "µs", "< 40 µs")
+    rate = Measure("  requests per second, one connection", "/s")
     with running_cluster(1) as cluster:
         node = cluster.nodes[1]
         first_write(cluster, "small", acks=1)
@@ -150,10 +150,10 @@ def produce_cpu(runs: int) -> Iterator[Measure]:
 
 def throughput(runs: int) -> Iterator[Measure]:
     """One librdkafka producer, 16 KiB batches of 100-byte records, one partition, one replica; the CPU of both sides."""
-    rate = Measure("one librdkafka producer, 16 KiB batches of 100-byte records, one replica", "records/s", "client is the bottleneck")
-    volume = Measure("  the same: payload", "MiB/s")
-    client = Measure("  CPU of the producing client", "% of a core")
-    broker = Measure("  CPU of the broker", "% of a core", "less than the client's")
+    rate = Measure("one librdkafka producer, 16 KiB batches, 100-byte records", "records/s", "client-bound")
+    volume = Measure("  payload", "MiB/s")
+    client = Measure("  CPU of the producing client", "% core")
+    broker = Measure("  CPU of the broker", "% core", "below the client's")
     with running_cluster(1) as cluster:
         node = cluster.nodes[1]
         assert node.process is not None
@@ -223,11 +223,11 @@ class SteadyWriter(threading.Thread):
 
 def failover(runs: int) -> Iterator[Measure]:
     """kill -9 of a leader to the next acknowledged write (acks=all, three replicas, min.insync.replicas 2) on its partition."""
-    name = "kill -9 of a leader to its next acknowledged write (acks=all)"
+    name = "kill -9 of a leader to its next acked write"
     # Two clients see each kill: librdkafka, with its own timers, and a plain one that asks for the leader all the time.
     kinds = ("not the active controller", "also the active controller")
     by_librdkafka = [Measure(f"{name}: {kind}", "s", "< 1.5 s") for kind in kinds]
-    by_plain_client = [Measure("  the same, for a client that asks for the leader all the time", "s") for _ in kinds]
+    by_plain_client = [Measure("  for a client that keeps asking for the leader", "s") for _ in kinds]
     with running_cluster(3, settings={"min.insync.replicas": "2"}) as cluster:
         for run in range(2 * max(5, runs)):
             controller = cluster.controller()
@@ -269,16 +269,16 @@ def one_failover(cluster: LocalCluster, topic: str, victim: int) -> tuple[float,
 
 def many_partitions(runs: int) -> Iterator[Measure]:
     """A topic of 1,000 partitions on three nodes: created, restarted, and one node killed."""
-    name = f"{MANY_PARTITIONS:,} partitions, three replicas each"
+    name = f"{MANY_PARTITIONS:,} partitions of 3 replicas"
     measures = {
         key: Measure(f"{name}: {text}", unit)
         for key, text, unit in (
-            ("create", "created and all led and in sync", "s"),
+            ("create", "created, led, in sync", "s"),
             ("memory", "memory (RSS) per node", "MiB"),
             ("stop", "clean stop of all three nodes", "s"),
-            ("start", "start of three nodes to all led and in sync", "s"),
-            ("write", "kill -9 of a node to the next acknowledged write on a partition it led", "s"),
-            ("failover", "kill -9 of a node to all of its partitions led by others", "s"),
+            ("start", "start of three nodes to all in sync", "s"),
+            ("write", "kill -9 to the next acked write", "s"),
+            ("failover", "kill -9 to all led by others", "s"),
             ("rejoin", "its restart to all in sync again", "s"),
         )
     }
