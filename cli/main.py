@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import cluster, consume, groups, produce, quorum, start, topics, up
+from . import chaos, cluster, consume, groups, produce, quorum, start, topics, up
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError
 from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
 
@@ -31,6 +31,7 @@ produce.register(app)
 consume.register(app)
 app.add_typer(groups.app, name="groups")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(chaos.app, name="chaos")
 
 
 @app.callback()

@@ -1,0 +1,307 @@
+"""One chaos run from an empty directory to a verdict: cluster, clients, rounds of faults, healing, final reads, check."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .chaos_cluster import ChaosCluster
+from .chaos_faults import Faults
+from .chaos_fleet import Fleet
+from .chaos_history import Tail
+from .chaos_scenario import Scenario, Step
+from .chaos_timeline import NS_PER_S, Resumption, Timeline
+from .chaos_watch import TopicWatch
+from .errors import CliError
+from .session import Session, parse_servers
+
+if TYPE_CHECKING:
+    from raftlog.testing.histories import Verdict
+
+    from .chaos_view import ChaosView
+
+TOPIC: Final = "chaos"
+PARTITIONS: Final = 6
+RATE_PER_S: Final = 200.0
+REPLICATION_MAX: Final = 3
+TICK_S: Final = 0.05
+READY_TIMEOUT_S: Final = 90.0
+WARM_UP_TIMEOUT_S: Final = 60.0
+PATIENCE_S: Final = 30.0  # Beyond a scenario's limit: to say how long it really took.
+IN_SYNC_WITHIN_S: Final = 60.0
+CALM_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is to be run. `bootstrap_servers` names somebody else's cluster, which gets no faults."""
+
+    title: str
+    rounds: Iterator[Scenario]
+    seconds: float
+    seed: int
+    nodes: int = 3
+    rate_per_s: float = RATE_PER_S
+    settings: Mapping[str, str] = field(default_factory=dict)
+    isolates: bool = True
+    bootstrap_servers: str | None = None
+    history: Path | None = None
+    keep: Path | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to."""
+
+    verdict: Verdict
+    timeline: Timeline
+    problems: list[str]
+    libraries: tuple[str, ...]
+    history: Path
+    unsure: int
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict.is_clean and not self.problems
+
+
+class ChaosRun:
+    """One run; `run` once."""
+
+    def __init__(self, options: Options, view: ChaosView) -> None:
+        self.options, self.view = options, view
+        self.timeline = Timeline()
+        self.problems: list[str] = []
+        self.topic = TOPIC if options.bootstrap_servers is None else f"{TOPIC}-{time.time_ns() // 10**6}"
+        self.partitions = [f"{self.topic}-{number}" for number in range(PARTITIONS)]
+        self.directory = options.keep or Path(tempfile.mkdtemp(prefix="raftlog-chaos-"))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.history = options.history or self.directory / "history.jsonl"
+        if self.history.exists() and self.history.stat().st_size:
+            raise CliError(f"{self.history} holds a history already")
+        self.tail = Tail(self.history)
+        self.cluster: ChaosCluster | None = None
+        self.fleet: Fleet | None = None
+        self.watch: TopicWatch | None = None
+        self.faults: Faults | None = None
+
+    def run(self) -> Outcome:
+        """Raises CliError when the run itself can't be made; what the cluster does wrong is in the outcome."""
+        try:
+            self._set_up()
+            self._rounds()
+            return self._conclude()
+        finally:
+            if self.watch is not None:
+                self.watch.close()
+            if self.fleet is not None:
+                self.fleet.kill()
+            if self.cluster is not None:
+                self.cluster.close()
+
+    def clean_up(self) -> None:
+        """Forget the nodes' data and logs; the history too unless its place was chosen."""
+        if self.options.keep is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- before ---
+
+    def _set_up(self) -> None:
+        options = self.options
+        if options.bootstrap_servers is None:
+            self.say(f"starting {options.nodes} nodes in {self.directory}; seed {options.seed}")
+            self.cluster = ChaosCluster(options.nodes, directory=self.directory, settings=options.settings, seed=options.seed)
+            self.cluster.start(self.cluster.nodes)
+            servers, addresses = self.cluster.bootstrap_servers, self.cluster.addresses
+        else:
+            servers = options.bootstrap_servers
+            addresses = dict(enumerate(parse_servers(servers), 1))
+            self.say(f"on the cluster at {servers}: no faults of processes, disks or links")
+        self.session = Session(servers, timeout_s=READY_TIMEOUT_S)
+        self.watch = TopicWatch(addresses, self.topic)
+        self.watch.start()
+        if self.cluster is not None:
+            self._until(self._all_brokers_known, what="all nodes to be ready", timeout_s=READY_TIMEOUT_S)
+        self._create_topic()
+        self.fleet = Fleet(
+            bootstrap_servers=servers,
+            topic=self.topic,
+            partitions=PARTITIONS,
+            history=self.history,
+            log=self.directory / "clients.log",
+            rate_per_s=options.rate_per_s,
+            observes=not options.isolates,
+        )
+        missing = "" if len(self.fleet.libraries) > 1 else " (aiokafka is not installed: its clients are left out)"
+        self.say(f"starting clients of {' and '.join(self.fleet.libraries)}{missing}: {options.rate_per_s:.0f} writes/s")
+        self.fleet.start()
+        began_ns = time.monotonic_ns()
+        self._until(lambda: self._resumed_s(began_ns) is not None, what="a first write to each partition", timeout_s=WARM_UP_TIMEOUT_S)
+        if self.cluster is not None:
+            self.faults = Faults(
+                self.cluster,
+                self.watch,
+                self.timeline,
+                chance=random.Random(options.seed),
+                say=self.say,
+                pump=self.pump,
+                replace_clients=self.fleet.replace_all,
+                elect=self._elect_preferred,
+            )
+
+    def _all_brokers_known(self) -> bool:
+        assert self.watch is not None and self.cluster is not None
+        return self.watch.newest().brokers >= set(self.cluster.nodes)
+
+    def _create_topic(self) -> None:
+        from confluent_kafka.admin import NewTopic
+
+        admin = self.session.admin()
+        with self.session.translated(self.topic):
+            replicas = min(REPLICATION_MAX, len(admin.list_topics(timeout=READY_TIMEOUT_S).brokers))
+            config = {"min.insync.replicas": str(max(1, replicas - 1))}
+            topic = NewTopic(self.topic, num_partitions=PARTITIONS, replication_factor=replicas, config=config)
+            admin.create_topics([topic])[self.topic].result(READY_TIMEOUT_S)
+
+    def _elect_preferred(self) -> None:
+        from confluent_kafka import ElectionType, KafkaException
+
+        try:
+            self.session.admin().elect_leaders(ElectionType.PREFERRED, None, request_timeout=10).result(15)
+        except (KafkaException, TimeoutError) as error:
+            self.say(f"the election of preferred leaders did not succeed: {error}")
+
+    # --- during ---
+
+    def say(self, text: str) -> None:
+        self.view.event(self.timeline.event(text))
+
+    def pump(self, seconds: float) -> None:
+        """Let time pass: follow the history and the cluster, draw, and notice who ended without being told to."""
+        until_s = time.monotonic() + seconds
+        while True:
+            self.tail.follow()
+            self.timeline.acknowledged = self.tail.per_second
+            if self.watch is not None:
+                self.timeline.sample(self.watch.newest())
+            if self.faults is not None:
+                self._found(self.faults.notice_deaths())
+            if self.fleet is not None:
+                self._found(self.fleet.revive())
+            self.view.draw()
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            time.sleep(min(left_s, TICK_S))
+
+    def _found(self, problems: list[str]) -> None:
+        for problem in problems:
+            self.problems.append(problem)
+            self.say(problem)
+
+    def _until(self, condition: object, *, what: str, timeout_s: float) -> None:
+        assert callable(condition)
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline_s:
+                raise CliError(f"waited {timeout_s:.0f} s in vain for {what}; logs are in {self.directory}")
+            self.pump(TICK_S)
+
+    def _rounds(self) -> None:
+        end_s = time.monotonic() + self.options.seconds
+        if self.faults is None:
+            self.pump(self.options.seconds)
+            return
+        for number, scenario in enumerate(self.options.rounds, 1):
+            self.say(f"round {number}: {scenario.name} - {scenario.title}")
+            self._round(scenario, self.faults)
+            if time.monotonic() >= end_s:
+                return
+
+    def _round(self, scenario: Scenario, faults: Faults) -> None:
+        began_ns = time.monotonic_ns()
+        moments: dict[str, int] = {}
+        for step in scenario.steps:
+            self.pump(step.after_s)
+            try:
+                faults.do(step)
+            except CliError as error:
+                self._found([f"{scenario.name}: {step.do} was not possible: {error}"])
+                break
+            self._note_moment(moments, step)
+        measured_ns = moments.get(scenario.measure, moments.get("cure", began_ns))
+        faults.cure_all()
+        cured_s = time.monotonic()
+        took_s = self._wait_resumed(measured_ns, limit_s=scenario.writes_resume_within_s)
+        in_sync_s = self._wait_in_sync(cured_s)
+        if scenario.measure == "silence" and took_s is not None:
+            took_s = self.tail.longest_silence_s(self.partitions, since_ns=began_ns)
+        self._note_resumption(scenario, measured_ns, took_s, in_sync_s)
+
+    @staticmethod
+    def _note_moment(moments: dict[str, int], step: Step) -> None:
+        now_ns = time.monotonic_ns()
+        if step.is_cure:
+            moments["cure"] = now_ns
+        else:
+            moments.setdefault("fault", now_ns)
+
+    def _note_resumption(self, scenario: Scenario, measured_ns: int, took_s: float | None, in_sync_s: float | None) -> None:
+        at_s = measured_ns / NS_PER_S - self.timeline.began_s
+        resumption = Resumption(scenario.name, at_s, scenario.writes_resume_within_s, took_s, in_sync_s)
+        self.timeline.resumptions.append(resumption)
+        what = "longest silence of a partition" if scenario.measure == "silence" else f"all partitions took writes again after the {scenario.measure}"
+        taken = "not in time" if took_s is None else f"{took_s:.1f} s"
+        self.say(f"{what}: {taken} (limit {scenario.writes_resume_within_s:.0f} s)")
+        if not resumption.in_time:
+            self.problems.append(f"{scenario.name} at {at_s:.0f} s: {what}: {taken}, allowed are {scenario.writes_resume_within_s:.0f} s")
+        if in_sync_s is None:
+            self.problems.append(f"{scenario.name} at {at_s:.0f} s: not all replicas were in sync {IN_SYNC_WITHIN_S:.0f} s after the cure")
+
+    def _resumed_s(self, after_ns: int) -> float | None:
+        times = [self.tail.resumed_ns(partition, after_ns=after_ns) for partition in self.partitions]
+        known = [time_ns for time_ns in times if time_ns is not None]
+        return (max(known) - after_ns) / NS_PER_S if len(known) == len(times) else None
+
+    def _wait_resumed(self, after_ns: int, *, limit_s: float) -> float | None:
+        deadline_s = time.monotonic() + limit_s + PATIENCE_S
+        while (took_s := self._resumed_s(after_ns)) is None and time.monotonic() < deadline_s:
+            self.pump(TICK_S)
+        return took_s
+
+    def _wait_in_sync(self, cured_s: float) -> float | None:
+        assert self.watch is not None
+        while not self.watch.agree_since(cured_s):
+            if time.monotonic() > cured_s + IN_SYNC_WITHIN_S:
+                return None
+            self.pump(TICK_S)
+        return time.monotonic() - cured_s
+
+    # --- after ---
+
+    def _conclude(self) -> Outcome:
+        from raftlog.testing import histories
+
+        assert self.fleet is not None
+        self.pump(CALM_S)
+        self.say("faults are over; stopping the clients")
+        self._found(self.fleet.stop(self.pump))
+        self.say("reading everything once more")
+        self._found([f"final reads are incomplete: {line}" for line in self.fleet.read_finally(self.pump)])
+        self.say("checking the history")
+        with self.history.open(encoding="utf-8") as file:
+            operations = histories.parse(file)
+        verdict = histories.check(operations)
+        self.tail.follow()
+        return Outcome(verdict, self.timeline, self.problems, self.fleet.libraries, self.history, self.tail.unsure)
+
+
+def rounds_of(scenario: Scenario) -> Iterator[Scenario]:
+    return repeat(scenario)
