@@ -136,15 +136,20 @@ class MemoryFiles:
         if self.on_operation is not None:
             self.on_operation(operation, path)
 
-    def crash(self, chance: random.Random) -> None:
-        """Lose power: open files end, and of what was not synced only a part, decided by `chance`, stays."""
+    def crash(self, chance: random.Random, *, lost: Callable[[str], bool] = lambda _path: True) -> None:
+        """Lose power: open files end, and of what was not synced only a part, decided by `chance`, stays.
+
+        `lost` says which paths are on the disk that loses; the others keep all.
+        """
         self.life += 1
         self._locked.clear()
         names = dict(self._durable_names)
-        for path, inode in self._name_changes[: chance.randint(0, len(self._name_changes))]:
-            _rename(names, path, inode)
+        kept = chance.randint(0, len(self._name_changes))
+        for number, (path, inode) in enumerate(self._name_changes):
+            if number < kept or not lost(path):
+                _rename(names, path, inode)
         self._name_changes.clear()
-        for inode in dict.fromkeys(names.values()):
+        for inode in dict.fromkeys(inode for path, inode in names.items() if lost(path)):
             inode.crash(chance)
         self._names = names
         self._durable_names = dict(names)

@@ -7,9 +7,10 @@ retransmission) or, in a partition, as silence until the partition heals or the 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -40,7 +41,8 @@ class SimulatedNetwork:
         self.loop = loop
         self.chance = chance
         self.quality = LinkQuality()
-        self._listeners: dict[int, tuple[NodeName, Callable[[], asyncio.BaseProtocol]]] = {}
+        self.quality_of: dict[tuple[NodeName, NodeName], LinkQuality] = {}  # One direction each; `quality` is everybody else's.
+        self._listeners: dict[int, tuple[NodeName, Callable[[], asyncio.BaseProtocol], contextvars.Context]] = {}
         self._next_port = FIRST_PORT
         self._cut: set[tuple[NodeName, NodeName]] = set()
         self._connections: dict[int, _Connection] = {}
@@ -76,7 +78,7 @@ class SimulatedNetwork:
 
     def drop_node(self, node: NodeName, *, silently: bool = False) -> None:
         """The node's process died: peers see their connections reset (or nothing, where its machine went with it)."""
-        for port, (owner, _) in list(self._listeners.items()):
+        for port, (owner, _, _) in list(self._listeners.items()):
             if owner == node:
                 del self._listeners[port]
         for connection in list(self._connections.values()):
@@ -93,36 +95,37 @@ class SimulatedNetwork:
         port = port or self.reserve_port()
         if port in self._listeners:
             raise OSError(f"simulated port {port} is taken")
-        self._listeners[port] = (node, factory)
+        self._listeners[port] = (node, factory, contextvars.copy_context())
         return _Listening(self, port)
 
     def stop_listening(self, port: int) -> None:
         self._listeners.pop(port, None)
 
     async def connect(self, node: NodeName, factory: Callable[[], asyncio.BaseProtocol], port: int) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        await asyncio.sleep(self.delay_s())
+        await asyncio.sleep(self.quality.delay_ms_min / 1000)
         found = self._listeners.get(port)
         if found is None:
             raise ConnectionRefusedError(f"nobody listens on simulated port {port}")
-        target, accept = found
+        target, accept, context = found
         if self.is_cut(node, target) or self.is_cut(target, node):
             await asyncio.sleep(SILENCE_MS_MAX / 1000)
             raise TimeoutError(f"no answer from simulated port {port}")
-        await asyncio.sleep(self.delay_s())
+        await asyncio.sleep(self.delay_s(node, target) + self.delay_s(target, node))
         if port not in self._listeners:
             raise ConnectionRefusedError(f"nobody listens on simulated port {port}")
         self._connection_count += 1
         connection = _Connection(self, self._connection_count, (node, target), port)
         self._connections[self._connection_count] = connection
-        near, far = factory(), accept()
-        connection.open(near, far)
+        contexts = (contextvars.copy_context(), context.copy())  # What arrives is handled as the receiver's own doing.
+        connection.open((factory(), contexts[1].copy().run(accept)), contexts)
+        near = connection.ends[0].get_protocol()
         return connection.ends[0], near
 
     def forget(self, number: int) -> None:
         self._connections.pop(number, None)
 
-    def delay_s(self) -> float:
-        quality = self.quality
+    def delay_s(self, source: NodeName, target: NodeName) -> float:
+        quality = self.quality_of.get((source, target), self.quality)
         delay_ms = self.chance.uniform(quality.delay_ms_min, quality.delay_ms_max)
         while quality.loss and self.chance.random() < quality.loss:
             delay_ms += RETRANSMISSION_MS
@@ -164,11 +167,15 @@ class _Connection:
         self.nodes = nodes
         self.ends = (_Transport(self, 0, port), _Transport(self, 1, port))
 
-    def open(self, near: asyncio.BaseProtocol, far: asyncio.BaseProtocol) -> None:
-        for end, protocol in zip(self.ends, (near, far), strict=True):
+    def open(self, protocols: Sequence[asyncio.BaseProtocol], contexts: Sequence[contextvars.Context]) -> None:
+        for end, protocol, context in zip(self.ends, protocols, contexts, strict=True):
             end.set_protocol(protocol)
-        for end, protocol in zip(self.ends, (near, far), strict=True):
-            protocol.connection_made(end)
+            end.context = context
+        protocols[0].connection_made(self.ends[0])
+        self.network.loop.call_soon(protocols[1].connection_made, self.ends[1], context=contexts[1])
+
+    def delay_s(self, side: int) -> float:
+        return self.network.delay_s(self.nodes[side], self.nodes[1 - side])
 
     def is_cut(self, side: int) -> bool:
         return self.network.is_cut(self.nodes[side], self.nodes[1 - side])
@@ -188,7 +195,7 @@ class _Connection:
             elif silently:
                 self.network.loop.call_later(SILENCE_MS_MAX / 1000, end.lose, TimeoutError("the peer's machine is gone"))
             else:
-                self.network.loop.call_later(self.network.delay_s(), end.lose, ConnectionResetError("the peer's process died"))
+                self.network.loop.call_later(self.delay_s(1 - side), end.lose, ConnectionResetError("the peer's process died"))
         self.network.forget(self.number)
 
 
@@ -200,6 +207,7 @@ class _Transport(asyncio.Transport):
         self._connection = connection
         self._side = side
         self._protocol: Any = None
+        self.context = contextvars.Context()  # The one in which this end's process handles what arrives.
         self._closing = False
         self._lost = False
         self._reading = True
@@ -232,16 +240,16 @@ class _Transport(asyncio.Transport):
                 self._protocol.pause_writing()
         if self._held or self._connection.is_cut(self._side):
             if not self._held:
-                self._loop.call_later(SILENCE_MS_MAX / 1000, self._give_up)
+                self._loop.call_later(SILENCE_MS_MAX / 1000, self._give_up, context=contextvars.Context())
             self._held.append(data)
             return
         self._schedule(data)
 
     def _schedule(self, data: bytes | None) -> None:
-        arrival_s = max(self._last_arrival_s, self._loop.time() + self._connection.network.delay_s())
+        arrival_s = max(self._last_arrival_s, self._loop.time() + self._connection.delay_s(self._side))
         self._last_arrival_s = arrival_s
         self._travelling.append(data)  # The loop may run timers of one moment in any order; the queue keeps TCP's.
-        self._loop.call_at(arrival_s, self._arrive)
+        self._loop.call_at(arrival_s, self._arrive, context=self._connection.ends[1 - self._side].context)
 
     def _arrive(self) -> None:
         data = self._travelling.popleft()
@@ -249,7 +257,7 @@ class _Transport(asyncio.Transport):
             self._in_flight_bytes -= len(data)
             if self._writing_paused and self._in_flight_bytes < WRITE_BUFFER_BYTES_LOW and not self._lost:
                 self._writing_paused = False
-                self._protocol.resume_writing()
+                self._loop.call_soon(self._protocol.resume_writing, context=self.context)
         self._connection.ends[1 - self._side].receive(data)
 
     def send_held(self) -> None:
@@ -291,7 +299,7 @@ class _Transport(asyncio.Transport):
         self._held.clear()
         self._unread.clear()
         self._connection.network.forget(self._connection.number)
-        self._loop.call_soon(self._protocol.connection_lost, error)
+        self._loop.call_soon(self._protocol.connection_lost, error, context=self.context)
 
     def fall_silent(self) -> None:
         """The process behind this end is gone: nobody is told, nothing is sent any more."""

@@ -7,13 +7,19 @@ socket: files and network are the simulated ones.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import heapq
 import selectors
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
 
 SIMULATION_EPOCH_MS: Final = 1_700_000_000_000  # What the wall clock shows when a simulation starts.
+
+# Whose code runs: set in the context of a node's first task, inherited by every task and timer that comes of it.
+OWNER: Final[contextvars.ContextVar[int | str | None]] = contextvars.ContextVar("owner", default=None)
 
 
 class Deadlock(RuntimeError):
@@ -49,13 +55,53 @@ class _Selector(selectors.BaseSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """asyncio's loop with a virtual `time()`, in seconds from 0."""
 
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[Any]
+    _stopping: bool
+    _timer_cancelled_count: int
+
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
         self._clock_resolution = 1e-9
+        self._paused: dict[int | str, list[asyncio.Handle]] = {}
 
     def time(self) -> float:
         return self._virtual.now_s
+
+    def pause(self, owner: int | str) -> None:
+        """Run nothing of `owner` until `resume`, as SIGSTOP does: what is due for it waits, while time goes on."""
+        self._paused.setdefault(owner, [])
+
+    def resume(self, owner: int | str) -> None:
+        """What has become due since `pause` runs now, in the order in which it became due."""
+        self._ready.extend(self._paused.pop(owner, []))
+
+    def is_paused(self, owner: int | str) -> bool:
+        return owner in self._paused
+
+    def _run_once(self) -> None:
+        """One turn: as asyncio's own, but for what belongs to who is paused."""
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+        if not ready and not self._stopping:
+            self._virtual.select(None if not scheduled else scheduled[0]._when - self._virtual.now_s)
+        end_s = self._virtual.now_s + self._clock_resolution
+        while scheduled and scheduled[0]._when < end_s:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            owner = handle._context.get(OWNER) if self._paused else None  # type: ignore[attr-defined]
+            if owner is not None and owner in self._paused:
+                self._paused[owner].append(handle)
+            else:
+                handle._run()
 
 
 class VirtualClock:

@@ -93,3 +93,13 @@ def test_a_lock_is_exclusive_until_released_or_crashed() -> None:
     files.lock("/d/.lock")
     files.crash(random.Random(1))
     files.lock("/d/.lock")
+
+
+def test_a_crash_may_spare_a_disk() -> None:
+    for seed in range(20):
+        files = MemoryFiles()
+        for path in ("/lost/f", "/kept/f"):
+            file = files.open(path, create=True)
+            file.write_at(0, [b"content"])
+        files.crash(random.Random(seed), lost=lambda path: path.startswith("/lost"))
+        assert files.read("/kept/f") == b"content", f"seed {seed}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 
 import pytest
@@ -103,3 +104,26 @@ def test_the_death_of_a_process_is_seen_by_its_peers_only() -> None:
         assert not far.lost.done()
 
     virtual_time.run(scenario())
+
+
+def test_a_paused_owner_runs_nothing_until_it_is_resumed() -> None:
+    async def main() -> list[tuple[str, float]]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, virtual_time.VirtualTimeLoop)
+        seen: list[tuple[str, float]] = []
+
+        async def tick(name: str) -> None:
+            for _ in range(3):
+                await asyncio.sleep(1)
+                seen.append((name, loop.time()))
+
+        contexts = {name: contextvars.copy_context() for name in ("a", "b")}
+        for name, context in contexts.items():
+            context.run(virtual_time.OWNER.set, name)
+        tasks = [loop.create_task(tick(name), context=context) for name, context in contexts.items()]
+        loop.call_at(1.5, loop.pause, "a")
+        loop.call_at(10.0, loop.resume, "a")
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert virtual_time.run(main()) == [("a", 1.0), ("b", 1.0), ("b", 2.0), ("b", 3.0), ("a", 10.0), ("a", 11.0)]
