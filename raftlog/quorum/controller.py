@@ -91,6 +91,7 @@ class Controller:
     def __init__(self, settings: Settings, environment: Environment, *, cluster_id: str) -> None:
         self.image = MetadataImage()
         self.leadership = Leadership()
+        self.bootstrap: Sequence[r.MetadataRecord] = bootstrap_records()  # What an empty log begins with.
         self._settings = settings
         self._environment = environment
         self._cluster_id = cluster_id
@@ -310,7 +311,7 @@ class Controller:
             abort = r.AbortTransactionRecord(reason="Its controller is no longer active")
             self._submit_own(lambda image: Decision([abort], None), at_once=False)
         if not self.image.features:
-            self._submit_own(lambda image: Decision(bootstrap_records(), None), at_once=False)
+            self._submit_own(lambda image: Decision(self.bootstrap, None), at_once=False)
         self._every(self._settings.broker_session_timeout_ms / SESSION_CHECKS_PER_TIMEOUT, self._fence_silent)
         self._every(self._settings.leader_imbalance_check_interval_seconds * 1000, self._improve_leaders)
         for voter in self._settings.voters:

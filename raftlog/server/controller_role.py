@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from raftlog.config import Settings
-from raftlog.core.metadata.features import KRAFT_VERSION_FEATURE, SUPPORTED_FEATURES
+from raftlog.core.metadata import records as r
+from raftlog.core.metadata.features import KRAFT_VERSION_FEATURE, SUPPORTED_FEATURES, bootstrap_records
 from raftlog.environment import Environment
+from raftlog.errors import StorageError
 from raftlog.ids import LeaderEpoch, NodeId, Offset
 from raftlog.network.listener import Listener
 from raftlog.protocol.messages import API_VERSIONS_CONTROLLER
 from raftlog.quorum.controller import Controller
 from raftlog.quorum.quorum import RAFT_API_KEY, CommittedBatch, Leadership, Quorum
+from raftlog.quorum.snapshots import BOOTSTRAP_FILE, read_bootstrap_checkpoint, write_bootstrap_checkpoint
 from raftlog.server.closing import close_in_turn
 from raftlog.server.features import describe_features
 from raftlog.server.handlers.controller import ControllerHandlers
@@ -20,6 +24,9 @@ from raftlog.server.handlers.metadata_log import MetadataLogHandlers
 from raftlog.server.router import Router
 
 CONTROLLER_FEATURES: Final[Mapping[str, tuple[int, int]]] = {**SUPPORTED_FEATURES, KRAFT_VERSION_FEATURE: (0, 1)}
+
+
+logger = logging.getLogger(__name__)
 
 
 class ControllerRole:
@@ -35,6 +42,8 @@ class ControllerRole:
         on_leader: Callable[[NodeId], None],
     ) -> None:
         """`on_leader` hears who leads the quorum, NO_NODE while nobody does."""
+        self._settings = settings
+        self._environment = environment
         self._on_leader = on_leader
         self.controller = Controller(settings, environment, cluster_id=cluster_id)
         self.quorum = Quorum(
@@ -68,6 +77,7 @@ class ControllerRole:
 
     async def start(self) -> None:
         """Listen, recover the metadata log, and take part. Raises RaftlogError."""
+        self.controller.bootstrap = _bootstrap(self._settings, self._environment)
         for listener in self.listeners.values():
             await listener.start()
         await self.quorum.start()
@@ -84,6 +94,34 @@ class ControllerRole:
     def _leadership_changed(self, leadership: Leadership) -> None:
         self._log_handlers.leadership_changed()
         self._on_leader(leadership.leader_id)
+
+
+def _bootstrap(settings: Settings, environment: Environment) -> list[r.MetadataRecord]:
+    """What the metadata log begins with: the records of `bootstrap.checkpoint`, which is written where it is missing.
+
+    Raises StorageError when it is damaged, or wants a metadata.version that this release does not have.
+    """
+    files, directory = environment.files, settings.metadata_directory
+    values = read_bootstrap_checkpoint(files, directory)
+    if not values:
+        begin, *records, end = bootstrap_records()
+        write_bootstrap_checkpoint(files, directory, [r.encode(record) for record in records], now_ms=environment.clock.wall_ms())
+        return [begin, *records, end]
+    begin, *_, end = bootstrap_records()
+    return [begin, *filter(_is_supported, map(r.decode, values)), end]
+
+
+def _is_supported(record: r.MetadataRecord) -> bool:
+    if not isinstance(record, r.FeatureLevelRecord):
+        return True
+    low, high = SUPPORTED_FEATURES.get(record.name, (0, 0))
+    if low <= record.feature_level <= high:
+        return True
+    problem = f"{BOOTSTRAP_FILE} asks for {record.name} {record.feature_level}, and this release has {low} to {high}"
+    if record.name == r.METADATA_VERSION_FEATURE:
+        raise StorageError(problem)
+    logger.warning("%s: left out", problem)
+    return False
 
 
 class _Watched:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raftlog.config import Settings, load
+from raftlog.core.metadata import records as r
 from raftlog.environment import Environment, SystemClock
 from raftlog.errors import ErrorCode, RaftlogError, StorageError
 from raftlog.ids import METADATA_TOPIC, METADATA_TOPIC_ID
@@ -20,6 +21,7 @@ from raftlog.network.peers import PeerConnection
 from raftlog.protocol.batches import Record, decode_records, encode_batch, iterate_batches
 from raftlog.protocol.fetch import FetchPartition, FetchRequest, encode_fetch_request, parse_fetch_response
 from raftlog.protocol.messages import ApiKey, Fields
+from raftlog.quorum.snapshots import read_bootstrap_checkpoint, write_bootstrap_checkpoint
 from raftlog.server.node import Node, NodeFailed
 from raftlog.storage.files import OsFiles
 from raftlog.testing.cluster import Cluster, new_cluster_id
@@ -303,6 +305,28 @@ def test_what_keeps_a_node_from_starting_is_one_clear_line(tmp_path: Path) -> No
     async def produce_after_trouble(node: Node) -> int:
         await create(node, "events")
         return await produce(node, "events", b"still here")
+
+    asyncio.run(main())
+
+
+def test_the_metadata_log_begins_with_what_the_bootstrap_file_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with running(settings(tmp_path / "a")) as node:
+            assert node.image.features == {"metadata.version": 25}
+        assert read_bootstrap_checkpoint(OsFiles(), str(tmp_path / "a"))
+
+        # As `kafka-storage format` leaves it: with features that this release does not have.
+        levels = {"metadata.version": 21, "group.version": 1}
+        records = [r.encode(r.FeatureLevelRecord(name=name, feature_level=level)) for name, level in levels.items()]
+        write_bootstrap_checkpoint(OsFiles(), str(tmp_path / "b"), records)
+        async with running(settings(tmp_path / "b")) as node:
+            assert node.image.features == {"metadata.version": 21}
+        assert "asks for group.version 1" in caplog.text
+
+        record = r.encode(r.FeatureLevelRecord(name="metadata.version", feature_level=99))
+        write_bootstrap_checkpoint(OsFiles(), str(tmp_path / "c"), [record])
+        with pytest.raises(StorageError, match=r"asks for metadata.version 99, and this release has \d+ to \d+"):
+            await Node(settings(tmp_path / "c"), environment(), cluster_id=CLUSTER_ID).start()
 
     asyncio.run(main())
 
