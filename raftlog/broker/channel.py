@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from raftlog.config import Settings, Voter
@@ -57,6 +57,11 @@ class ControllerChannel:
         self._connecting: asyncio.Task[PeerConnection] | None = None
         self._changed = asyncio.Event()
         self._closed = False
+        self._on_lost: Callable[[], None] | None = None
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the connection that is in use breaks, though nobody here closed it."""
+        self._on_lost = callback
 
     @property
     def active_controller(self) -> NodeId:
@@ -146,7 +151,12 @@ class ControllerChannel:
             peer.close()
             raise PeerUnreachable("this node is stopping")
         self._peer, self._peer_node = peer, node_id
+        peer.on_close(lambda: self._lost(peer))
         return peer
+
+    def _lost(self, peer: PeerConnection) -> None:
+        if self._peer is peer and not self._closed and self._on_lost is not None:
+            self._on_lost()
 
     def _not_controller(self, peer: PeerConnection) -> None:
         """Ask the next voter, unless this one is known to lead: then it is about to become active, and is asked again."""
@@ -155,9 +165,9 @@ class ControllerChannel:
             self._drop(peer)
 
     def _drop(self, peer: PeerConnection) -> None:
-        peer.close()
         if self._peer is peer:
             self._peer, self._peer_node = None, NO_NODE
+        peer.close()
 
     async def _pause(self, pause_ms: int) -> None:
         try:

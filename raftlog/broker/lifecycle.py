@@ -99,6 +99,7 @@ class BrokerLifecycle:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        self._channel.on_lost(self._wake.set)  # The controller counts a broker without a connection as dead: be heard at once.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="broker-lifecycle")
 
     async def wait_until_registered(self) -> BrokerEpoch:

@@ -146,6 +146,26 @@ def test_tries_again_when_the_controller_is_gone_and_comes_back() -> None:
     run(main())
 
 
+def test_a_connection_that_breaks_is_reported_one_that_is_left_is_not() -> None:
+    async def main() -> None:
+        controllers = Controllers()
+        await controllers.start()
+        channel = controllers.channel()
+        lost: list[float] = []
+        channel.on_lost(lambda: lost.append(asyncio.get_running_loop().time()))
+        await heartbeat(channel)
+        controllers.network.break_connections(3, 4)
+        await asyncio.sleep(0.1)
+        assert len(lost) == 1
+        await heartbeat(channel)
+        channel.controller_is(1)
+        await channel.close()
+        await asyncio.sleep(0.1)
+        assert len(lost) == 1
+
+    run(main())
+
+
 def test_gives_up_with_a_reason_when_its_time_is_over() -> None:
     async def main() -> None:
         controllers = Controllers()

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -40,6 +40,10 @@ class Controller:
         self.fenced = True
         self.may_leave = False
         self.closed = False
+        self.lose: Callable[[], None] = lambda: None
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        self.lose = callback
 
     async def request(self, api_key: int, fields: Mapping[str, Any], *, timeout_ms: int, version: int | None = None) -> Fields:
         self.requests.append((asyncio.get_running_loop().time(), api_key, fields))
@@ -99,6 +103,23 @@ def test_registers_then_is_unfenced_once_it_is_ready() -> None:
         assert len(controller.requests) - before == 5  # broker.heartbeat.interval.ms is 2000.
         await broker.close()
         assert controller.closed
+
+    run(main())
+
+
+def test_a_lost_connection_is_answered_with_a_heartbeat_at_once() -> None:
+    async def main() -> None:
+        controller = Controller()
+        broker = lifecycle(controller)
+        broker.start()
+        broker.ready_to_serve()
+        await broker.wait_until_unfenced()
+        await asyncio.sleep(0.5)  # Well before the next heartbeat is due.
+        before = len(controller.requests)
+        controller.lose()
+        await asyncio.sleep(0.01)
+        assert controller.keys()[before:] == [BROKER_HEARTBEAT]
+        await broker.close()
 
     run(main())
 
