@@ -160,10 +160,10 @@ class Links:
             return
         if first:
             far_writer.write(first)
-        pipes = [asyncio.create_task(_pipe(reader, far_writer, there)), asyncio.create_task(_pipe(far_reader, writer, back))]
+        pipes = [asyncio.create_task(_pipe(reader, far_writer, there, back)), asyncio.create_task(_pipe(far_reader, writer, back, there))]
         try:
             await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
-            # One end is gone and the other end knows; its own last words have nobody to go to.
+            # One end is gone and the other may know it; its own last words have nobody to go to.
         finally:
             for pipe in pipes:
                 pipe.cancel()
@@ -182,8 +182,8 @@ async def _introduction(reader: asyncio.StreamReader) -> tuple[bytes, int]:
     return head + client_id, int(found[1]) if found else UNKNOWN
 
 
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction) -> None:
-    """Carry bytes one way until their end has been delivered, or until they can't be."""
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction, reverse: _Direction) -> None:
+    """Carry bytes one way until their end has been delivered, or until they can't be and word of that could travel back."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_UNDER_WAY_MAX)
     loop = asyncio.get_running_loop()
 
@@ -211,6 +211,6 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dire
             writer.write(chunk)
             await writer.drain()
     except OSError:
-        return
+        await reverse.open.wait()
     finally:
         taking.cancel()
