@@ -7,15 +7,22 @@ Source: https://kafka.apache.org/protocol#protocol_error_codes
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from kio.schema.errors import ErrorCode
 
 __all__ = ["ApiError", "ConfigError", "ErrorCode", "RaftlogError", "StorageError", "error_for"]
 
 
+MESSAGE_CHARS_MAX: Final = 1000  # What a peer sent may be in a message, and must neither fill a log nor exceed an int16 length.
+
+
 class RaftlogError(Exception):
     """Anything raftlog reports to a person as one clear line."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
 
 
 class ConfigError(RaftlogError):

@@ -24,6 +24,7 @@ from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.schema.index import api_key_map, schema_name_map
 
+from raftlog.errors import MESSAGE_CHARS_MAX
 from raftlog.protocol.wire import (
     INT16,
     INT32,
@@ -262,6 +263,8 @@ class FieldSpec:
                 write = functools.partial(_write_nullable_struct, write)
         else:
             write = _primitive_writer(self.kafka_type, flexible=flexible, nullable=self.is_nullable and not self.is_array)
+        if self.name == "error_message":
+            write = functools.partial(_write_message, write)
         if not self.is_array:
             return write
         return functools.partial(_write_compact_array if flexible else _write_array, write, self.is_nullable)
@@ -367,6 +370,11 @@ def _primitive_writer(kafka_type: str, *, flexible: bool, nullable: bool) -> Wri
             out += pack(value)
 
     return write
+
+
+def _write_message(write: Writer, out: bytearray, value: str | None) -> None:
+    """A message may quote what was asked for, which may be as long as a string can be."""
+    write(out, value if value is None else value[:MESSAGE_CHARS_MAX])
 
 
 def _check_nullable(nullable: bool) -> None:

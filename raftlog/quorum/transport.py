@@ -208,7 +208,9 @@ class Links:
         except struct.error:
             raise VoterRefused("not a hello") from None
         cluster_id = body[_HELLO.size :]
-        if len(cluster_id) != length or cluster_id != self._cluster_id:
+        if len(cluster_id) != length:
+            raise VoterRefused("not a hello")
+        if cluster_id != self._cluster_id:
             raise VoterRefused(f"it belongs to cluster {cluster_id.decode(errors='replace')!r}, not to {self._cluster_id.decode()!r}")
         if wanted != self._node_id:
             raise VoterRefused(f"it looks for voter {wanted}, and this is voter {self._node_id}")

@@ -130,6 +130,8 @@ def _refuse(plan: StructPlan, asked: Any, code: ErrorCode, message: str | None) 
     if isinstance(asked, Fields):
         refused = {name: value for name, value in vars(asked).items() if name in specs and specs[name].struct is None}
         refused = {name: value for name, value in refused.items() if specs[name].is_array == isinstance(value, tuple)}
+        # Metadata v10 and v11: the request may name no topic, the response may not.
+        refused = {name: value for name, value in refused.items() if value is not None or specs[name].is_nullable}
     else:
         refused[_name_of_item(plan)] = asked
     if "error_code" in specs:

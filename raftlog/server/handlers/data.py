@@ -288,7 +288,8 @@ def _check_unacknowledged(topics: _ProducedTopics) -> None:
     for topic, outcomes in topics:
         for outcome in outcomes:
             if outcome.error_code:
-                raise MalformedFrame(f"Produce with acks=0 to {topic}-{outcome.partition} failed: {ErrorCode(outcome.error_code).name}")
+                reason = ErrorCode(outcome.error_code).name
+                raise MalformedFrame(f"Produce with acks=0 to {str(topic)!r}, partition {outcome.partition}, failed: {reason}")
 
 
 def _session_error(request: FetchRequest) -> ErrorCode:

@@ -200,7 +200,7 @@ def test_produce_that_fails_in_an_unforeseen_way(caplog: Any) -> None:
 def test_produce_without_acks_is_silent_and_an_error_closes() -> None:
     world = World()
     assert world.begin(ApiKey.PRODUCE, 12, produce_fields((0, BATCH), acks=0)) is None
-    with pytest.raises(MalformedFrame, match="acks=0 to t-1 failed: not_leader_or_follower"):
+    with pytest.raises(MalformedFrame, match="acks=0 to 't', partition 1, failed: not_leader_or_follower"):
         world.begin(ApiKey.PRODUCE, 12, produce_fields((1, BATCH), acks=0))
 
 

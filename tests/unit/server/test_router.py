@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raftlog.errors import ApiError, ErrorCode, InvalidRequest, NotController
+from raftlog.errors import MESSAGE_CHARS_MAX, ApiError, ErrorCode, InvalidRequest, NotController
 from raftlog.network.connection import RequestContext
 from raftlog.protocol import messages
 from raftlog.protocol.messages import API_VERSIONS_ALL, API_VERSIONS_BROKER, ApiKey, Fields, MalformedFrame
@@ -189,6 +189,26 @@ def test_refusals_name_each_item_that_was_asked_for(api_key: int) -> None:
         items = getattr(answer, ITEMS[api_key])
         assert [next(value for value in vars(item).values() if value in ("x", "y")) for item in items] == ["x", "y"], version
         assert {item.error_code for item in items} == {ErrorCode.invalid_request}
+
+
+def test_a_refusal_of_what_has_no_name() -> None:
+    """Metadata v10 and v11: the request may name no topic, the response may not."""
+
+    def refuse(context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        raise InvalidRequest("by name")
+
+    refused = ask(router({ApiKey.METADATA: refuse}), ApiKey.METADATA, 11, {"topics": [{"name": None, "topic_id": TOPIC_ID}]})
+    assert [(t.name, t.topic_id, t.error_code) for t in refused.topics] == [("", TOPIC_ID, ErrorCode.invalid_request)]
+
+
+def test_a_message_that_quotes_what_a_client_sent_is_short() -> None:
+    def refuse(context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        raise InvalidRequest(f"bad name {request.topics[0].name}")
+
+    refused = ask(router({ApiKey.CREATE_TOPICS: refuse}), ApiKey.CREATE_TOPICS, 3, {"topics": [{"name": "x" * 32767}]})
+    assert len(refused.topics[0].error_message) == MESSAGE_CHARS_MAX
+    said = ask(router({ApiKey.DESCRIBE_CLUSTER: lambda c, r: {"error_message": "x" * 40_000}}), ApiKey.DESCRIBE_CLUSTER, 0)
+    assert len(said.error_message) == MESSAGE_CHARS_MAX
 
 
 def test_refusals_of_apis_that_changed_their_shape() -> None:
