@@ -1,0 +1,343 @@
+"""Whatever comes over the wire costs its sender one answer or its connection, and nobody else anything.
+
+Every API and version that a node advertises gets requests that are nonsense within their schema, and ones that are broken.
+Beside it an ordinary producer and an ordinary consumer work on, and may not see one error.
+RAFTLOG_SEED repeats a run, RAFTLOG_HOSTILE_ROUNDS makes it longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import struct
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from hostile_requests import KNOWN_TOPIC, NODE_ID, HostileRequests
+
+from raftlog.protocol.apis import ApiKey, api_name
+from raftlog.protocol.messages import Fields, MalformedFrame, decode_response, encode_request
+from raftlog.testing import Cluster
+
+SEED = int(os.environ.get("RAFTLOG_SEED", random.SystemRandom().getrandbits(32)))
+ROUNDS = int(os.environ.get("RAFTLOG_HOSTILE_ROUNDS", "4"))  # Each sends one well-formed and two spoiled requests per API and version.
+HOST = "127.0.0.1"
+ANSWER_TIMEOUT_S = 20.0
+BYSTANDER_TIMEOUT_S = 60.0
+MEMORY_GROWTH_BYTES_MAX = 150 * 2**20
+WAITS_FOR_OTHERS = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP})  # As long as the request itself allows, which may be weeks.
+WAIT_FOR_OTHERS_S = 0.2
+MAY_CLOSE = WAITS_FOR_OTHERS | {ApiKey.PRODUCE, ApiKey.FETCH}  # Produce with acks=0; a fetch that waits when its client ends.
+RAFT_API_KEY = 32001
+UNKNOWN_SERVER_ERROR = -1
+LINE_CHARS_MAX = 1500
+
+
+class LogWatch(logging.Handler):
+    """What the node logs: tracebacks, handlers that failed and lines that are more than one are collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[str] = []
+        self.lines = 0
+        self.longest = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.INFO:
+            return
+        text = record.getMessage()
+        self.lines += 1
+        self.longest = max(self.longest, len(text))
+        refused_a_voter = record.name == "raftlog.quorum.transport"
+        if record.exc_info or "\n" in text or len(text) > LINE_CHARS_MAX or (record.levelno >= logging.ERROR and not refused_a_voter):
+            cause = f": {record.exc_info[1]!r}" if record.exc_info else ""
+            self.faults.append(f"{record.name}: {text[:500]!r}{cause}")
+            if record.exc_info and record.exc_info[1] is not None:
+                self.faults.append("".join(traceback.format_exception(record.exc_info[1]))[-2000:])
+
+
+class Bystander:
+    """An ordinary client at work: every record it was promised comes back, in order, and nothing is ever refused."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._topic = topic
+        self._errors: list[str] = []
+        client = {"bootstrap.servers": bootstrap_servers, "error_cb": lambda error: self._errors.append(str(error)), "socket.timeout.ms": 30_000}
+        self._producer = Producer({**client, "enable.idempotence": True, "linger.ms": 5})
+        self._consumer = Consumer({**client, "group.id": topic, "auto.offset.reset": "earliest"})
+        self._consumer.subscribe([topic])
+        self._sent = self._acknowledged = self._consumed = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="bystander", daemon=True)
+
+    def __enter__(self) -> Bystander:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(2 * BYSTANDER_TIMEOUT_S)
+        self._consumer.close()
+
+    def check(self) -> int:
+        """Stop, and tell how many records went through. Raises AssertionError."""
+        self.__exit__()
+        assert not self._errors, self._errors[:10]
+        assert self._sent == self._acknowledged == self._consumed, (self._sent, self._acknowledged, self._consumed)
+        return self._consumed
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            self._producer.produce(self._topic, value=str(self._sent), on_delivery=self._delivered)
+            self._sent += 1
+            self._producer.poll(0)
+            self._consume(0.01)
+        if self._producer.flush(BYSTANDER_TIMEOUT_S):
+            self._errors.append("not everything was acknowledged")
+        deadline_s = time.monotonic() + BYSTANDER_TIMEOUT_S
+        while self._consumed < self._sent and time.monotonic() < deadline_s:
+            self._consume(0.1)
+
+    def _consume(self, timeout_s: float) -> None:
+        message = self._consumer.poll(timeout_s)
+        if message is None:
+            return
+        if message.error() is not None:
+            self._errors.append(str(message.error()))
+        elif message.value() != str(self._consumed).encode():
+            self._errors.append(f"record {self._consumed} reads {message.value()!r}")
+        self._consumed += 1
+
+    def _delivered(self, error: Any, _: Any) -> None:
+        if error is not None:
+            self._errors.append(str(error))
+        self._acknowledged += 1
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(1, {"group.initial.rebalance.delay.ms": 0, "auto.create.topics.enable": False}) as running:
+        yield running
+
+
+@pytest.fixture
+def watched(cluster: Cluster) -> Iterator[LogWatch]:
+    """Around a test: the ordinary client and the log; both are checked at the end."""
+    print(f"RAFTLOG_SEED={SEED}")
+    watch = LogWatch()
+    logging.getLogger().addHandler(watch)
+    before = memory_bytes()
+    try:
+        topic = f"bystander-{uuid.uuid4().hex[:8]}"
+        cluster.create_topic(topic, partitions=1, replicas=1)
+        with Bystander(cluster.bootstrap_servers, topic) as bystander:
+            yield watch
+            assert bystander.check() > 0, f"seed {SEED}"
+    finally:
+        logging.getLogger().removeHandler(watch)
+    assert not watch.faults, f"seed {SEED}: {len(watch.faults)} faults:\n" + "\n".join(list(dict.fromkeys(watch.faults))[:30])
+    assert memory_bytes() - before < MEMORY_GROWTH_BYTES_MAX, f"seed {SEED}"
+
+
+@pytest.fixture(params=["broker", "controller"])
+def port(request: pytest.FixtureRequest, cluster: Cluster) -> int:
+    """Of one of the node's listeners."""
+    return port_of(cluster, request.param)
+
+
+def port_of(cluster: Cluster, listener: str) -> int:
+    node = cluster.node(NODE_ID)
+    role = node.broker if listener == "broker" else node.controller
+    assert role is not None
+    (found,) = role.listeners.values()
+    return found.port
+
+
+def test_every_api_and_version(cluster: Cluster, port: int, watched: LogWatch) -> None:
+    chance = random.Random(SEED)
+    versions = [(api_key, version) for api_key, (low, high) in advertised(port).items() for version in range(low, high + 1)]
+    assert len(versions) > 20
+    faults: list[str] = []
+    for _ in range(ROUNDS):
+        requests = HostileRequests(chance, topic_id=target(cluster))
+        for api_key, version in versions:
+            valid = requests.well_formed(api_key, version)
+            answer = send(port, valid, api_key=api_key)
+            if fault := fault_of(api_key, version, answer):
+                faults.append(f"{api_name(api_key)} v{version} {fault}: {valid[:300]!r}")
+            for _ in range(2):
+                send(port, requests.spoiled(valid), api_key=None)
+    assert not faults, f"seed {SEED}: {len(faults)} faults:\n" + "\n".join(faults[:30])
+    assert advertised(port)
+
+
+def test_garbage_between_frames(port: int, watched: LogWatch) -> None:
+    chance = random.Random(SEED)
+    good = frame(encode_request(ApiKey.API_VERSIONS, 0, 1, "hostile", {}))
+    for size in (1, 3, 4, 5, 100, 70_000):
+        for _ in range(5):
+            received = exchange(port, good + chance.randbytes(size) + good)
+            if size > 100 and not received:
+                continue  # What it did not read yet makes the kernel drop what it had sent.
+            assert struct.unpack_from(">i", received, 4)[0] == 1, f"seed {SEED}: the first request is answered"
+
+
+@pytest.mark.parametrize("size", [-1, -(2**31), 2**31 - 1, 100 * 2**20 + 1])
+def test_announced_sizes(port: int, watched: LogWatch, size: int) -> None:
+    assert exchange(port, struct.pack(">i", size) + b"x" * 100, half_close=False) == b""
+
+
+def test_a_large_announced_size_costs_no_memory(port: int, watched: LogWatch) -> None:
+    """100 MiB are allowed and announced on each of many connections, and never sent."""
+    before = memory_bytes()
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            opened = stack.enter_context(socket.create_connection((HOST, port)))
+            opened.sendall(struct.pack(">i", 100 * 2**20) + b"\0\3\0\1")
+        assert advertised(port)
+        assert memory_bytes() - before < MEMORY_GROWTH_BYTES_MAX
+
+
+def test_one_byte_at_a_time_and_never_the_last(port: int, watched: LogWatch) -> None:
+    whole = frame(encode_request(ApiKey.METADATA, 1, 1, "slow", {"topics": None})) if port else b""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((HOST, port))) for _ in range(100)]
+        for byte in whole[:-1]:
+            for each in slow:
+                each.sendall(bytes((byte,)))
+        assert advertised(port)
+
+
+def test_thousands_of_connections_that_close_at_once(port: int, watched: LogWatch) -> None:
+    request = frame(encode_request(ApiKey.API_VERSIONS, 0, 1, "hostile", {}))
+    for number in range(3000):
+        opened = socket.create_connection((HOST, port))
+        if number % 3 == 1:
+            opened.sendall(request[: number % len(request)])
+        elif number % 3 == 2:
+            opened.sendall(request)
+        if number % 2:  # A reset instead of an orderly end.
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        opened.close()
+    assert advertised(port)
+
+
+def test_a_client_that_asks_and_never_reads(cluster: Cluster, port: int, watched: LogWatch) -> None:
+    request = frame(encode_request(ApiKey.API_VERSIONS, 0, 1, "hostile", {}))
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            deaf = stack.enter_context(socket.create_connection((HOST, port)))
+            deaf.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(2000):
+                    deaf.sendall(request * 50)
+        assert advertised(port)
+
+
+def test_the_private_raft_api(cluster: Cluster, watched: LogWatch) -> None:
+    """Whoever is no voter of this cluster is refused, whatever it says."""
+    chance = random.Random(SEED)
+    port = port_of(cluster, "controller")
+    cluster_id = cluster.cluster_id.encode()
+    hello = struct.pack(">iiq16sB", NODE_ID, NODE_ID, 1, bytes(16), len(cluster_id)) + cluster_id
+    header = struct.pack(">hhih", RAFT_API_KEY, 0, 5, -1)
+    requests = HostileRequests(chance, topic_id=uuid.UUID(int=1))
+    for _ in range(200):
+        send(port, header + requests.spoiled(hello), api_key=None)
+    answer = exchange(port, frame(header + hello) + frame(b"\0" * 17) + frame(b"\xff" * 40))
+    assert struct.unpack_from(">ih", answer, 4) == (5, 1), "no other voter exists, so none is accepted"
+    send(port, header + hello[:-1] + b"\n" * 2**20, api_key=None)
+    assert advertised(port)
+
+
+# On the wire.
+
+
+def frame(content: bytes) -> bytes:
+    return struct.pack(">i", len(content)) + content
+
+
+def send(port: int, content: bytes, *, api_key: int | None) -> bytes | None:
+    """Send one frame; the answer frame's content, or None when the node closed the connection (or would wait for others)."""
+    waits = api_key in WAITS_FOR_OTHERS or api_key is None
+    received = exchange(port, frame(content), patience_s=WAIT_FOR_OTHERS_S if waits else None)
+    return received[4:] if received else None
+
+
+def exchange(port: int, sent: bytes, *, half_close: bool = True, patience_s: float | None = None) -> bytes:
+    """All that the node sends until it closes. Raises AssertionError when it does not within the time-out.
+
+    The client ends its side, so that the node neither waits for more nor for anything that only a reader of it needs.
+    With `patience_s` it gives up after so long.
+    """
+    received = bytearray()
+    with socket.create_connection((HOST, port)) as opened:
+        opened.settimeout(patience_s or ANSWER_TIMEOUT_S)
+        try:
+            opened.sendall(sent)
+            if half_close:
+                opened.shutdown(socket.SHUT_WR)
+            while piece := opened.recv(2**20):
+                received += piece
+        except (ConnectionResetError, BrokenPipeError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                assert patience_s is not None, f"seed {SEED}: neither an answer nor an end: {sent[:200]!r}"
+    return bytes(received)
+
+
+def advertised(port: int) -> dict[int, tuple[int, int]]:
+    answer = send(port, encode_request(ApiKey.API_VERSIONS, 3, 1, "c", {"client_software_name": "a", "client_software_version": "1"}), api_key=18)
+    assert answer is not None
+    _, fields = decode_response(ApiKey.API_VERSIONS, 3, answer)
+    return {item.api_key: (item.min_version, item.max_version) for item in fields.api_keys}
+
+
+def target(cluster: Cluster) -> uuid.UUID:
+    """The id of the topic that the requests are about; it is made anew when one of them has deleted it."""
+
+    def find() -> uuid.UUID | None:
+        topic = cluster.node(NODE_ID).image.topics.get(KNOWN_TOPIC)
+        return None if topic is None else topic.topic_id
+
+    if (found := cluster.run(find)) is None:
+        cluster.create_topic(KNOWN_TOPIC, partitions=2, replicas=1)
+        found = cluster.run(find)
+    assert found is not None
+    return found
+
+
+def fault_of(api_key: int, version: int, answer: bytes | None) -> str:
+    """What is wrong with this answer to a request that its schema allows; empty when nothing is."""
+    if answer is None:
+        return "" if api_key in MAY_CLOSE else "is not answered"
+    try:
+        _, fields = decode_response(api_key, version, answer)
+    except MalformedFrame as error:
+        return f"is answered by {answer[:300]!r}, {error}"
+    return "is an unknown server error" if UNKNOWN_SERVER_ERROR in codes_in(fields) else ""
+
+
+def codes_in(fields: Any) -> Iterator[int]:
+    if isinstance(fields, tuple):
+        for item in fields:
+            yield from codes_in(item)
+    elif isinstance(fields, Fields):
+        for name, value in vars(fields).items():
+            if name == "error_code":
+                yield int(value)
+            else:
+                yield from codes_in(value)
+
+
+def memory_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
