@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def up_three(runs: int) -> Iterator[Measure]:
     again = Measure("  the same directory again: command to all ready", "s")
     for _ in range(runs):
         directory = Path(tempfile.mkdtemp(prefix="raftlog-"))
-        arguments = ["--nodes", "3", "--dir", str(directory), "--base-port", str(free_port_run(6))]
+        arguments = ["--nodes", "3", "--dir", str(directory), "--base-port", str(free_ports(6)[0])]
         with raftlog_up(arguments) as (process, event, seconds):
             ready.samples.append(seconds)
             time.sleep(IDLE_S)
@@ -114,21 +115,6 @@ def raftlog_up(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[str], di
     finally:
         process.terminate()
         process.wait(60)
-
-
-def free_port_run(count: int) -> int:
-    """The first of `count` ports in a row that nobody has at this moment."""
-    import socket
-
-    for first in (port for port in free_ports(50) if port + count < 65536):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-    raise CliError("no free run of ports")
 
 
 def produce_cpu(runs: int) -> Iterator[Measure]:
@@ -315,7 +301,8 @@ def one_of_many(cluster: LocalCluster, measures: dict[str, Measure]) -> None:
     seconds("stop", cluster.stop)
     seconds("start", cluster.start, healthy)
     controller = cluster.controller()
-    victim = next(node_id for node_id in cluster.nodes if node_id != controller)
+    counts = Counter(cluster.leaders(topic).values())
+    victim = max(counts, key=lambda node_id: (node_id != controller, counts[node_id]))
     partition = next(number for number, leader in cluster.leaders(topic).items() if leader == victim)
     killed_s = cluster.kill(victim)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ REQUEST_TIMEOUT_S: Final = 5.0
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.02
+PORTS: Final = range(20_000, 32_000)
+PORT_ATTEMPTS_MAX: Final = 100
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -192,12 +195,19 @@ def wait_until(condition: Callable[[], T], *, what: str, timeout_s: float) -> T:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has at this moment."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports in a row that nobody listens on at this moment.
+
+    Not the system's choice: a port from the range of outgoing connections may be taken by one of those while its node is down.
+    """
+    for _ in range(PORT_ATTEMPTS_MAX):
+        first = random.randrange(PORTS.start, PORTS.stop - count)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((HOST, port))
+            return list(range(first, first + count))
+    raise CliError(f"no {count} free ports in a row between {PORTS.start} and {PORTS.stop}")
 
 
 def memory_bytes(pid: int) -> int:
