@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from raftlog.broker.fetcher import ReplicaFetchers
@@ -32,11 +33,25 @@ if TYPE_CHECKING:
 INTERNAL_APPEND_TIMEOUT_MS: Final = 60_000  # Coordinators stop waiting sooner, but apply what is committed late.
 COMMITTED_READ_BYTES: Final = 1 << 20
 COMMITTED_READ_WAIT_MS: Final = 1000
+CREATED_PER_IMAGE_MAX: Final = 32  # Logs that `apply_metadata` makes itself; one takes 0.3 ms, more on a slow disk.
+CREATED_PER_SLICE_MAX: Final = 8  # Of the rest, between two turns of the event loop.
+
+_Role = tuple[Partition, Change, bool]  # What became of it, and whether this broker led it before.
 
 OnElected = Callable[[int, LeaderEpoch], None]
 OnResigned = Callable[[int, LeaderEpoch], None]
 
 logger = logging.getLogger(__name__)
+
+
+class _Changes:
+    """What one step of following the metadata did to the roles, and how many logs it may still create."""
+
+    __slots__ = ("creations_left", "roles")
+
+    def __init__(self, creations: int) -> None:
+        self.roles: list[_Role] = []
+        self.creations_left = creations
 
 
 class ReplicaManager:
@@ -65,6 +80,8 @@ class ReplicaManager:
         self._applied_first = False
         self._disk_failed = False
         self._hosted = HostedPartitions(node_id)
+        self._to_create: dict[TopicPartition, None] = {}  # Assigned to this broker by the latest image, but without a log yet.
+        self._creation: asyncio.Task[None] | None = None
         self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
         self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
         self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self.storage_failed)
@@ -80,6 +97,8 @@ class ReplicaManager:
 
     async def close(self) -> None:
         """Stop fetching and the timers, answer whoever waits, checkpoint the high watermarks. The logs stay open."""
+        self._to_create.clear()
+        await self.wait_until_created()
         await self._fetchers.close()
         await self._isr_changes.close()
         for task in self._tasks:
@@ -94,6 +113,7 @@ class ReplicaManager:
     def abandon(self) -> None:
         """Stop as a crash does: nothing is written or answered any more."""
         self._disk_failed = True
+        self._to_create.clear()
         self._fetchers.abandon()
         self._isr_changes.abandon()
         for task in self._tasks:
@@ -120,27 +140,60 @@ class ReplicaManager:
 
         The first call reconciles everything (its delta is ignored) and removes logs of topics that are gone or have
         another id: it must bring an image that has caught up with this broker's own registration.
+
+        What is hosted already changes its role at once. Of new partitions beyond CREATED_PER_IMAGE_MAX the logs are made
+        bit by bit afterwards, each partition then as the latest image says; until then requests for it are refused with
+        NOT_LEADER_OR_FOLLOWER, as by a broker that has not heard of it yet. `wait_until_created` waits for them.
         """
         first, self._applied_first = not self._applied_first, True
         self._hosted.image = image
         if self._disk_failed:
             return
-        changes: list[tuple[Partition, Change, bool]] = []
-        try:
+        with self._changing(CREATED_PER_IMAGE_MAX) as changes:
             if first or delta is None:
                 self._remove_strays(image)
                 for name, topic in image.topics.items():
                     self._apply_topic(name, image, topic.partitions.keys(), changes)
             else:
                 self._apply_delta(image, delta, changes)
+        if self._to_create and self._creation is None:
+            self._creation = asyncio.get_running_loop().create_task(self._create_rest())
+
+    async def wait_until_created(self) -> None:
+        """Until every partition that the latest image assigns to this broker is hosted."""
+        while self._creation is not None:
+            await asyncio.wait([self._creation])
+
+    async def _create_rest(self) -> None:
+        try:
+            while self._to_create:
+                await asyncio.sleep(0)
+                with self._changing(CREATED_PER_SLICE_MAX) as changes:
+                    while self._to_create and changes.creations_left > 0:
+                        name = next(iter(self._to_create))
+                        del self._to_create[name]
+                        if name.topic in self.image.topics:
+                            self._apply_topic(name.topic, self.image, (name.partition,), changes)
+        except Exception:
+            logger.exception("%d partitions are not hosted: creating their logs failed", len(self._to_create) + 1)
+        finally:
+            self._creation = None
+
+    @contextmanager
+    def _changing(self, creations: int) -> Iterator[_Changes]:
+        """Collect changes of roles, then tell fetchers and listeners of them. A failing disk takes everything offline."""
+        changes = _Changes(creations)
+        try:
+            yield changes
         except (StorageError, KafkaStorageError) as error:
+            self._to_create.clear()
             self.storage_failed(error)
             return
-        self._fetchers.apply(image)
-        for partition, change, led in changes:
+        self._fetchers.apply(self.image)
+        for partition, change, led in changes.roles:
             self._tell_listeners(partition, change, led)
 
-    def _apply_delta(self, image: MetadataImage, delta: MetadataDelta, changes: list[tuple[Partition, Change, bool]]) -> None:
+    def _apply_delta(self, image: MetadataImage, delta: MetadataDelta, changes: _Changes) -> None:
         for topic_id, name in delta.deleted_topics.items():
             for partition in self._hosted.of_topic(topic_id):
                 assert partition.name.topic == name
@@ -159,28 +212,34 @@ class ReplicaManager:
                     self._isr_settled(partition)
                     self._fetches.expand_isr(partition)
 
-    def _apply_topic(self, name: TopicName, image: MetadataImage, indexes: Iterable[int], changes: list[tuple[Partition, Change, bool]]) -> None:
+    def _apply_topic(self, name: TopicName, image: MetadataImage, indexes: Iterable[int], changes: _Changes) -> None:
         topic = image.topics[name]
         config: TopicConfig | None = None
         for index in indexes:
             state = topic.partitions.get(index)
-            hosted = self._hosted.by_name.get(TopicPartition(name, index))
+            partition = TopicPartition(name, index)
+            hosted = self._hosted.by_name.get(partition)
             if hosted is not None and (hosted.topic_id != topic.topic_id or state is None or self._node_id not in state.replicas):
                 self._remove(hosted, changes)
                 hosted = None
             if state is None or self._node_id not in state.replicas:
                 continue
             if hosted is None:
+                if self._logs.get(partition) is None:
+                    if changes.creations_left <= 0:
+                        self._to_create[partition] = None
+                        continue
+                    changes.creations_left -= 1
                 config = config or TopicConfig.resolve(self._settings, image.topic_configs(name))
-                hosted = self._add(TopicPartition(name, index), topic.topic_id, config)
+                hosted = self._add(partition, topic.topic_id, config)
             self._become(hosted, state, changes)
 
-    def _become(self, partition: Partition, state: PartitionImage, changes: list[tuple[Partition, Change, bool]]) -> None:
+    def _become(self, partition: Partition, state: PartitionImage, changes: _Changes) -> None:
         led = partition.leading is not None
         now_ms = self._clock.monotonic_ms()
         change = partition.become(state, node_id=self._node_id, lag_ms_max=self._settings.replica_lag_time_max_ms, now_ms=now_ms)
         if change is not Change.NOTHING:
-            changes.append((partition, change, led))
+            changes.roles.append((partition, change, led))
             self._fetchers.changed(partition)
         # Its ISR may be down to the leader alone.
         partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)
@@ -192,7 +251,7 @@ class ReplicaManager:
         self._hosted.add(partition)
         return partition
 
-    def _remove(self, partition: Partition, changes: list[tuple[Partition, Change, bool]]) -> None:
+    def _remove(self, partition: Partition, changes: _Changes) -> None:
         """The replica is none of ours any more: its topic is gone, or it was assigned elsewhere."""
         led = partition.leading is not None
         self._hosted.remove(partition)
@@ -200,7 +259,7 @@ class ReplicaManager:
         self._fetchers.changed(partition)
         self._logs.delete(partition.name)
         if led:
-            changes.append((partition, Change.FOLLOWS, True))
+            changes.roles.append((partition, Change.FOLLOWS, True))
 
     def _remove_strays(self, image: MetadataImage) -> None:
         for name, log in list(self._logs.logs.items()):

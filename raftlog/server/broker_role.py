@@ -123,9 +123,10 @@ class BrokerRole:
         await self.metadata.wait_for(lambda image: image.offset > 0 and bool(image.features), timeout_ms=METADATA_TIMEOUT_MS)
         lifecycle.start()
         await lifecycle.wait_until_registered()
-        image = await self.metadata.wait_for(self._shows_registration, timeout_ms=METADATA_TIMEOUT_MS)
-        self.replicas.apply_metadata(image, None)
+        await self.metadata.wait_for(self._shows_registration, timeout_ms=METADATA_TIMEOUT_MS)
+        self.replicas.apply_metadata(self.metadata.image, None)  # The newest: there may be a later one than was waited for.
         self.metadata.subscribe(self.replicas.apply_metadata)
+        await self.replicas.wait_until_created()
         self.replicas.start()
         self.coordinators.start()
         lifecycle.ready_to_serve()

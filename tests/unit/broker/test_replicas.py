@@ -8,9 +8,10 @@ import uuid
 from typing import Any
 
 import pytest
-from replica_harness import TOPIC_ID, batch, one_broker, until, values_of
+from replica_harness import TOPIC_ID, batch, brokers, one_broker, until, values_of
 
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
+from raftlog.core.metadata import records as r
 from raftlog.errors import (
     ErrorCode,
     FencedLeaderEpoch,
@@ -490,5 +491,35 @@ def test_read_committed_waits_for_the_start_of_the_epoch_and_ends_with_the_leade
             controller.change(0, leader=2)
             with pytest.raises((FencedLeaderEpoch, NotLeaderOrFollower)):
                 await reading
+
+    asyncio.run(main())
+
+
+def test_many_new_partitions_are_created_bit_by_bit_as_the_latest_image_says(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with brokers(tmp_path, 2) as (controller, (first, second)):
+            controller.create_topic("t", *[(1, 2)] * 100)
+            with pytest.raises(NotLeaderOrFollower):
+                first.manager.append(TopicPartition("t", 99), batch("v"), acks=1, timeout_ms=1000)
+            assert not isinstance(first.manager.append(TopicPartition("t", 0), batch("v"), acks=1, timeout_ms=1000), asyncio.Future)
+            controller.change(99, leader=2)
+            await first.manager.wait_until_created()
+            await second.manager.wait_until_created()
+            assert not first.manager.is_leader(TopicPartition("t", 99))
+            assert all(first.manager.is_leader(TopicPartition("t", index)) for index in range(99))
+            await second.manager.append(TopicPartition("t", 99), batch("v"), acks=-1, timeout_ms=5000)
+            await first.manager.append(TopicPartition("t", 98), batch("v"), acks=-1, timeout_ms=5000)
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_is_deleted_while_its_partitions_are_created_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with brokers(tmp_path, 1) as (controller, (first,)):
+            controller.create_topic("t", *[(1,)] * 100)
+            await asyncio.sleep(0)
+            controller.commit(r.RemoveTopicRecord(topic_id=TOPIC_ID))
+            await first.manager.wait_until_created()
+            assert not first.logs.logs
 
     asyncio.run(main())

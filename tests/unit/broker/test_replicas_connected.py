@@ -161,6 +161,7 @@ def test_many_partitions_and_leaders_on_both_sides(tmp_path: pathlib.Path) -> No
             by_id = {broker.node_id: broker for broker in made}
             rotations = ((1, 2, 3), (2, 3, 1), (3, 1, 2))
             controller.create_topic("t", *[rotations[index % 3] for index in range(60)])
+            await asyncio.gather(*(broker.manager.wait_until_created() for broker in made))
             for _ in range(3):
                 await asyncio.gather(
                     *(
