@@ -17,15 +17,18 @@ import threading
 import time
 import traceback
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer
-from hostile_requests import KNOWN_TOPIC, NODE_ID, HostileRequests
+from hostile_requests import KNOWN_TOPIC, NODE_ID, HostileRequests, good_batch
 
+from raftlog.errors import ErrorCode
 from raftlog.protocol.apis import ApiKey, api_name
+from raftlog.protocol.batches import Compression, Record, crc32c, encode_batch
 from raftlog.protocol.messages import Fields, MalformedFrame, decode_response, encode_request
 from raftlog.testing import Cluster
 
@@ -260,6 +263,104 @@ def test_the_private_raft_api(cluster: Cluster, watched: LogWatch) -> None:
     assert advertised(port)
 
 
+LARGE_BYTES = 100_000
+
+
+def batch(*, length: int | None = None, crc: int | None = None, sealed: bool = True, **header: int) -> bytes:
+    """A good batch of two records with other header fields; `sealed`: its CRC is that of what it became."""
+    content = bytearray(good_batch())
+    layouts = {"base_offset": (0, ">q"), "magic": (16, ">b"), "attributes": (21, ">h"), "last_delta": (23, ">i"), "count": (57, ">i")}
+    layouts |= {"producer_id": (43, ">q"), "producer_epoch": (51, ">h"), "sequence": (53, ">i")}
+    for name, value in header.items():
+        position, layout = layouts[name]
+        struct.pack_into(layout, content, position, value)
+    if sealed:
+        struct.pack_into(">I", content, 17, crc32c(memoryview(content)[21:]))
+    if crc is not None:
+        struct.pack_into(">I", content, 17, crc)
+    if length is not None:
+        struct.pack_into(">i", content, 8, length)
+    return bytes(content)
+
+
+def old_message(magic: int) -> bytes:
+    """A message set of format 0 or 1; its timestamp has every bit set that format 2 has other uses for."""
+    body = struct.pack(">bb", magic, 0) + (b"\x7f" * 8 if magic else b"") + struct.pack(">i", -1) + struct.pack(">i", 20) + b"v" * 20
+    message = struct.pack(">I", zlib.crc32(body)) + body
+    return struct.pack(">qi", 0, len(message)) + message
+
+
+BAD_BATCHES: dict[str, tuple[bytes | None, ErrorCode]] = {
+    "null": (None, ErrorCode.invalid_record),
+    "nothing": (b"", ErrorCode.invalid_record),
+    "cut in the header": (good_batch()[:40], ErrorCode.corrupt_message),
+    "cut in a record": (good_batch()[:-1], ErrorCode.corrupt_message),
+    "bad crc": (batch(crc=1), ErrorCode.corrupt_message),
+    "bits flipped": (good_batch()[:-1] + b"\xee", ErrorCode.corrupt_message),
+    "length negative": (batch(length=-1), ErrorCode.corrupt_message),
+    "length smallest": (batch(length=-(2**31)), ErrorCode.corrupt_message),
+    "length zero": (batch(length=0), ErrorCode.corrupt_message),
+    "length largest": (batch(length=2**31 - 1), ErrorCode.corrupt_message),
+    "two batches": (good_batch() * 2, ErrorCode.invalid_record),
+    "garbage behind": (good_batch() + b"garbage", ErrorCode.invalid_record),
+    "format 0": (old_message(0), ErrorCode.unsupported_for_message_format),
+    "format 1": (old_message(1), ErrorCode.unsupported_for_message_format),
+    "format 1, two": (old_message(1) * 2, ErrorCode.unsupported_for_message_format),
+    "format 3": (batch(magic=3), ErrorCode.corrupt_message),
+    "format -1": (batch(magic=-1), ErrorCode.corrupt_message),
+    "no records": (batch(count=0, last_delta=-1), ErrorCode.invalid_record),
+    "count negative": (batch(count=-1), ErrorCode.invalid_record),
+    "count too large": (batch(count=2**31 - 1), ErrorCode.invalid_record),
+    "offset delta too large": (batch(last_delta=2**31 - 1), ErrorCode.invalid_record),
+    "offset delta negative": (batch(last_delta=-2), ErrorCode.invalid_record),
+    "base offset": (batch(base_offset=5), ErrorCode.invalid_record),
+    "control batch": (batch(attributes=0x20), ErrorCode.invalid_record),
+    "unknown compression": (batch(attributes=0x07), ErrorCode.invalid_record),
+    "producer without a sequence": (batch(producer_id=5, producer_epoch=0, sequence=-1), ErrorCode.invalid_record),
+    "too large": (encode_batch([Record(0, 0, None, bytes(LARGE_BYTES + 1))]), ErrorCode.message_too_large),
+}
+
+
+def produced(port: int, records: bytes | None, *, topic: str, partition: int = 0, acks: int = -1) -> tuple[ErrorCode, int]:
+    """The code and the base offset of the answer to Produce v9."""
+    topics = [{"name": topic, "partition_data": [{"index": partition, "records": records}]}]
+    fields = {"transactional_id": None, "acks": acks, "timeout": 5000, "topic_data": topics}
+    answer = send(port, encode_request(ApiKey.PRODUCE, 9, 1, "hostile", fields), api_key=ApiKey.PRODUCE, half_close=False)
+    assert answer is not None
+    (found,) = decode_response(ApiKey.PRODUCE, 9, answer)[1].responses[0].partition_responses
+    return found.error_code, found.base_offset
+
+
+def test_malformed_record_batches(cluster: Cluster, watched: LogWatch) -> None:
+    port = port_of(cluster, "broker")
+    topic = f"batches-{uuid.uuid4().hex[:8]}"
+    cluster.create_topic(topic, partitions=1, replicas=1, config={"max.message.bytes": LARGE_BYTES})
+    answers = {name: produced(port, records, topic=topic)[0] for name, (records, _) in BAD_BATCHES.items()}
+    assert answers == {name: code for name, (_, code) in BAD_BATCHES.items()}
+    assert produced(port, good_batch(), topic=topic) == (ErrorCode.none, 0), "nothing of them was written"
+    assert produced(port, good_batch(), topic=topic, acks=2)[0] is ErrorCode.invalid_required_acks
+    assert produced(port, good_batch(), topic=topic, partition=7)[0] is ErrorCode.unknown_topic_or_partition
+    assert produced(port, good_batch(), topic=topic, partition=-1)[0] is ErrorCode.unknown_topic_or_partition
+    assert produced(port, good_batch(), topic="no such topic")[0] is ErrorCode.unknown_topic_or_partition
+
+
+def test_a_compression_bomb_is_stored_as_it_is(cluster: Cluster, watched: LogWatch) -> None:
+    """What a batch would grow to is its readers' affair: the broker never opens it, garbage or bomb."""
+    port = port_of(cluster, "broker")
+    topic = f"bombs-{uuid.uuid4().hex[:8]}"
+    cluster.create_topic(topic, partitions=1, replicas=1)
+    record = Record(0, 0, None, bytes(64 * 2**20))
+    bomb = encode_batch([record], compression=Compression.GZIP)
+    garbage = batch(attributes=int(Compression.ZSTD))
+    before = memory_bytes()
+    started_s = time.monotonic()
+    for number in range(20):
+        assert produced(port, bomb, topic=topic) == (ErrorCode.none, number)
+    assert produced(port, garbage, topic=topic)[0] is ErrorCode.none
+    assert memory_bytes() - before < len(record.value or b"")
+    assert time.monotonic() - started_s < ANSWER_TIMEOUT_S
+
+
 # On the wire.
 
 
@@ -267,8 +368,12 @@ def frame(content: bytes) -> bytes:
     return struct.pack(">i", len(content)) + content
 
 
-def send(port: int, content: bytes, *, api_key: int | None) -> bytes | None:
+def send(port: int, content: bytes, *, api_key: int | None, half_close: bool = True) -> bytes | None:
     """Send one frame; the answer frame's content, or None when the node closed the connection (or would wait for others)."""
+    if not half_close:
+        with socket.create_connection((HOST, port), timeout=ANSWER_TIMEOUT_S) as opened, opened.makefile("rb") as stream:
+            opened.sendall(frame(content))
+            return stream.read(struct.unpack(">i", stream.read(4))[0])
     waits = api_key in WAITS_FOR_OTHERS or api_key is None
     received = exchange(port, frame(content), patience_s=WAIT_FOR_OTHERS_S if waits else None)
     return received[4:] if received else None

@@ -41,6 +41,8 @@ NO_TRANSACTIONS: Final = "transactions are not supported by this cluster"
 # Of the header of a record batch: bytes before what its length counts, where the length is, where its attributes are.
 _LOG_OVERHEAD_BYTES: Final = 12
 _LENGTH_START: Final = 8
+_MAGIC_POSITION: Final = 16
+_MAGIC: Final = 2
 _ATTRIBUTES_LOW_BYTE: Final = 22
 _TRANSACTIONAL: Final = 0x10
 
@@ -120,6 +122,8 @@ class DataHandlers:
     def _append(self, name: TopicPartition, request: ProduceRequest, records: memoryview | None) -> Appended | asyncio.Future[Appended]:
         if records is None or len(records) <= _ATTRIBUTES_LOW_BYTE:
             raise InvalidRecord("a produce request must hold one record batch per partition, and this holds none")
+        if records[_MAGIC_POSITION] != _MAGIC:  # Other formats have something else in those places; the log refuses them.
+            return self._replicas.append(name, records, acks=request.acks, timeout_ms=request.timeout_ms)
         if request.transactional_id is not None or records[_ATTRIBUTES_LOW_BYTE] & _TRANSACTIONAL:
             raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
         size_bytes = int.from_bytes(records[_LENGTH_START:_LOG_OVERHEAD_BYTES], "big", signed=True) + _LOG_OVERHEAD_BYTES
