@@ -42,12 +42,12 @@ def list_scenarios(context: typer.Context, as_json: JsonOption = False) -> int:
         print_json([{"name": item.name, "title": item.title, "about": item.about, "limit_s": item.writes_resume_within_s} for item in found.values()])
     else:
         rows = [[item.name, item.title, f"{item.writes_resume_within_s:g} s {measured(item.measure)}"] for item in found.values()]
-        print_table(["scenario", "what happens", "writes resume within"], rows)
+        print_table(["scenario", "what happens", "no writes for at most"], rows)
     return EXIT_OK
 
 
 def measured(measure: str) -> str:
-    return "at most without any" if measure == "silence" else f"of the {measure}"
+    return "after the cure" if measure == "cure" else "at a time"
 
 
 @app.command()
@@ -180,12 +180,12 @@ def show(outcome: Outcome, options: Options, *, as_json: bool) -> None:
     print_verdict(outcome.verdict, unsure=outcome.unsure)
     if outcome.timeline.resumptions:
         print_table(
-            ["scenario", "at s", "writes resumed after s", "limit s", "in sync after s"],
+            ["scenario", "at s", "no writes for s", "limit s", "in sync after s"],
             [
                 [one.scenario, f"{one.at_s:.0f}", _seconds(one.took_s), f"{one.limit_s:.0f}", _seconds(one.in_sync_s)]
                 for one in outcome.timeline.resumptions
             ],
-            right=["at s", "writes resumed after s", "limit s", "in sync after s"],
+            right=["at s", "no writes for s", "limit s", "in sync after s"],
         )
     for problem in outcome.problems:
         print(f"problem: {problem}")

@@ -64,40 +64,41 @@ class Tail:
         self._path = path
         self._position = 0
         self._rest = b""
-        self._sends: dict[int, tuple[str, int]] = {}
+        self._sends: dict[int, tuple[str, int, bool]] = {}
         self.acknowledged = 0
         self.unsure = 0
         self.records_polled = 0
         self.per_second: dict[int, int] = defaultdict(int)  # Acknowledged writes by whole second of the monotonic clock.
-        self._newest: dict[str, list[tuple[int, int]]] = defaultdict(list)  # Partition: (began, acknowledged) of each, in ns.
+        self._of_all: dict[str, list[tuple[int, int]]] = defaultdict(list)  # Partition: began and ended (ns) of each with acks=all.
 
     def follow(self) -> None:
         """Take in what was written since the last time."""
         for event in self._events():
             kind, f = event["type"], event.get("f")
             if kind == "invoke" and f == "send":
-                self._sends[event["id"]] = (event["partition"], event["time_ns"])
+                self._sends[event["id"]] = (event["partition"], event["time_ns"], event.get("acks", "all") == "all")
             elif kind != "invoke" and (send := self._sends.pop(event["id"], None)) is not None:
                 if kind == "ok":
                     self.acknowledged += 1
                     self.per_second[event["time_ns"] // 10**9] += 1
-                    self._newest[send[0]].append((send[1], event["time_ns"]))
+                    if send[2]:
+                        self._of_all[send[0]].append((send[1], event["time_ns"]))
                 elif kind == "info":
                     self.unsure += 1
             elif "records" in event:
                 self.records_polled += len(event["records"])
 
     def resumed_ns(self, partition: str, *, after_ns: int) -> int | None:
-        """When the first write that began after a moment was acknowledged; None as long as there is none."""
+        """When the first write with acks=all that began after a moment was acknowledged; None as long as there is none."""
         # Acknowledgements come almost in the order of time: those before the moment need not be looked at again.
-        times = [ended for began, ended in reversed(self._newest[partition][-5000:]) if began >= after_ns]
+        times = [ended for began, ended in reversed(self._of_all[partition][-5000:]) if began >= after_ns]
         return min(times, default=None)
 
     def longest_silence_s(self, partitions: Sequence[str], *, since_ns: int) -> float:
-        """The longest time since a moment in which one of the partitions acknowledged nothing."""
+        """The longest time since a moment in which one of the partitions acknowledged no write with acks=all."""
         longest_ns = 0
         for partition in partitions:
-            times = [since_ns, *sorted(ended for _, ended in self._newest[partition] if ended >= since_ns)]
+            times = [since_ns, *sorted(ended for _, ended in self._of_all[partition] if ended >= since_ns)]
             longest_ns = max(longest_ns, *(after - before for before, after in pairwise([*times, time.monotonic_ns()])))
         return longest_ns / 10**9
 

@@ -161,7 +161,7 @@ def _problems(outcome: Outcome) -> Iterator[str]:
 def _resumptions(timeline: Timeline) -> Iterator[str]:
     if not timeline.resumptions:
         return
-    yield "<h2>Writes resumed</h2><table><tr><th>scenario</th><th class='n'>at s</th><th class='n'>took s</th><th class='n'>limit s</th>"
+    yield "<h2>Time without writes</h2><table><tr><th>scenario</th><th class='n'>at s</th><th class='n'>took s</th><th class='n'>limit s</th>"
     yield "<th class='n'>all in sync after s</th></tr>"
     for one in timeline.resumptions:
         took = "never" if one.took_s is None else f"{one.took_s:.2f}"

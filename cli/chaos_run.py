@@ -6,7 +6,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +16,7 @@ from .chaos_cluster import ChaosCluster
 from .chaos_faults import Faults
 from .chaos_fleet import Fleet
 from .chaos_history import Tail
-from .chaos_scenario import Scenario, Step
+from .chaos_scenario import Scenario
 from .chaos_timeline import NS_PER_S, Resumption, Timeline
 from .chaos_watch import TopicWatch
 from .errors import CliError
@@ -206,8 +206,7 @@ class ChaosRun:
             self.problems.append(problem)
             self.say(problem)
 
-    def _until(self, condition: object, *, what: str, timeout_s: float) -> None:
-        assert callable(condition)
+    def _until(self, condition: Callable[[], bool], *, what: str, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline_s:
@@ -227,37 +226,32 @@ class ChaosRun:
 
     def _round(self, scenario: Scenario, faults: Faults) -> None:
         began_ns = time.monotonic_ns()
-        moments: dict[str, int] = {}
+        moments: dict[str, int] = {}  # Of the first fault and of the last cure.
         for step in scenario.steps:
             self.pump(step.after_s)
+            if not step.is_cure:
+                moments.setdefault("fault", time.monotonic_ns())
             try:
                 faults.do(step)
             except CliError as error:
                 self._found([f"{scenario.name}: {step.do} was not possible: {error}"])
                 break
-            self._note_moment(moments, step)
-        measured_ns = moments.get(scenario.measure, moments.get("cure", began_ns))
+            if step.is_cure:
+                moments["cure"] = time.monotonic_ns()
+        measured_ns = moments.get(scenario.measure, began_ns)
         faults.cure_all()
         cured_s = time.monotonic()
         took_s = self._wait_resumed(measured_ns, limit_s=scenario.writes_resume_within_s)
         in_sync_s = self._wait_in_sync(cured_s)
-        if scenario.measure == "silence" and took_s is not None:
-            took_s = self.tail.longest_silence_s(self.partitions, since_ns=began_ns)
+        if scenario.measure == "fault" and took_s is not None:
+            took_s = self.tail.longest_silence_s(self.partitions, since_ns=measured_ns)
         self._note_resumption(scenario, measured_ns, took_s, in_sync_s)
-
-    @staticmethod
-    def _note_moment(moments: dict[str, int], step: Step) -> None:
-        now_ns = time.monotonic_ns()
-        if step.is_cure:
-            moments["cure"] = now_ns
-        else:
-            moments.setdefault("fault", now_ns)
 
     def _note_resumption(self, scenario: Scenario, measured_ns: int, took_s: float | None, in_sync_s: float | None) -> None:
         at_s = measured_ns / NS_PER_S - self.timeline.began_s
         resumption = Resumption(scenario.name, at_s, scenario.writes_resume_within_s, took_s, in_sync_s)
         self.timeline.resumptions.append(resumption)
-        what = "longest silence of a partition" if scenario.measure == "silence" else f"all partitions took writes again after the {scenario.measure}"
+        what = "longest time without a write to some partition" if scenario.measure == "fault" else "time from the cure to a write to every partition"
         taken = "not in time" if took_s is None else f"{took_s:.1f} s"
         self.say(f"{what}: {taken} (limit {scenario.writes_resume_within_s:.0f} s)")
         if not resumption.in_time:

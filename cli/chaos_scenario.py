@@ -23,7 +23,7 @@ RANDOM: Final = "random"
 OVERLAY_SHARE: Final = 0.3  # Of random rounds, those that also have slow links.
 LINK_KINDS: Final = ("all", "controller", "replication")
 DIRECTIONS: Final = ("both", "out", "in")
-MEASURES: Final = ("fault", "cure", "silence")
+MEASURES: Final = ("fault", "cure")
 
 # What a step may do, with the arguments it takes besides `after_s` and `do`.
 ACTIONS: Final[Mapping[str, frozenset[str]]] = {
@@ -42,7 +42,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = {
     "kill_clients": frozenset(),
     "wait": frozenset({"timeout_s"}),
 }
-CURES: Final = frozenset({"start", "resume", "heal", "rolling_restart", "elect", "kill_clients", "wait"})
+CURES: Final = frozenset({"start", "resume", "heal", "elect", "wait"})
 NEEDS_NODES: Final = frozenset({"kill", "stop", "pause", "cut", "fill_disk", "damage"})
 ISOLATING: Final = frozenset({"pause", "cut", "slow"})
 
@@ -64,8 +64,9 @@ class Step:
 class Scenario:
     """One scenario file.
 
-    `measure` says what `writes_resume_within_s` limits: the time from the round's first `fault`, or from its last `cure`, until
-    every partition acknowledges a write begun after it; or the longest `silence` of a partition in the round.
+    `measure` says what `writes_resume_within_s` limits. `cure`, for what no cluster can survive: the time from the round's last
+    cure until every partition has acknowledged a write begun after it. `fault`: the longest time from the round's first fault
+    to its end in which some partition acknowledged nothing.
     """
 
     name: str

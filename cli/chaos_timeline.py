@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """One round's fault or cure, and how long until every partition acknowledged a write that was begun after it; None: never."""
+    """How long some partition took no writes in one round, as its scenario measures it; None: to its end, and beyond patience."""
 
     scenario: str
     at_s: float
