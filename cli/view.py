@@ -142,8 +142,8 @@ class LiveView:
 
         view = self._view
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("node", "address", "state", "controller", "leads", "in sync", "restarts", "pid"):
-            table.add_column(name, justify="right" if name in ("leads", "in sync", "restarts", "pid") else "left", no_wrap=True)
+        for name in ("node", "address", "state", "quorum", "leads", "in sync", "died", "pid"):
+            table.add_column(name, justify="right" if name in ("leads", "in sync", "died", "pid") else "left", no_wrap=True)
         for node in self.supervisor.nodes:
             known = view is not None and node.node_id in view.brokers
             role = "active" if view is not None and view.controller == node.node_id else "voter"
