@@ -73,6 +73,12 @@ class SimulatedNetwork:
         for connection in list(self._connections.values()):
             connection.resume()
 
+    def join(self, cut: Iterable[tuple[NodeName, NodeName]]) -> None:
+        """Leave only these directions silent; what was held back in the others arrives now."""
+        self._cut = set(cut)
+        for connection in list(self._connections.values()):
+            connection.resume()
+
     def is_cut(self, source: NodeName, target: NodeName) -> bool:
         return (source, target) in self._cut
 

@@ -1,11 +1,16 @@
-"""The cluster's invariants, looked at from outside while it runs. Nothing here shares code with what it checks."""
+"""The cluster's invariants, looked at from outside while it runs. Nothing here shares code with what it checks.
+
+`image_seen` is called at every committed image of every node, `run` looks at the nodes' logs and marks every few virtual
+milliseconds, and `check_end` compares what is left when all is healed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Final
 
-from raftlog.core.metadata.image import MetadataImage
+from raftlog.core.metadata.image import MetadataImage, Partition
 from raftlog.errors import ApiError
 from raftlog.ids import TopicPartition
 from raftlog.server.node import Node
@@ -15,113 +20,179 @@ from tests.simulation.cluster.harness import SimulatedCluster
 LOOK_EVERY_S: Final = 0.02
 PROBLEMS_MAX: Final = 20
 READ_BYTES_MAX: Final = 1 << 24
+MIN_ISR: Final = {"events": 2, "churn": 2}
 
 
 class Watch:
-    """Looks at every running node every few virtual milliseconds; `problems` says what was wrong and when."""
+    """`problems` says what was wrong and when, each beginning with the checker's name."""
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self._cluster = cluster
         self.problems: list[str] = []
-        self._image_at: dict[int, tuple[int, MetadataImage]] = {}  # metadata offset: first seen where, and what
-        self._epochs: dict[tuple[int, TopicPartition], tuple[int, int]] = {}
-        self._leader_of: dict[tuple[TopicPartition, int], int] = {}
-        self._high_watermarks: dict[tuple[int, TopicPartition], tuple[int, int]] = {}
+        self._image_at: dict[int, tuple[int, MetadataImage]] = {}  # Metadata offset: first seen where, and what.
+        self._latest = MetadataImage()
+        self._marks: dict[tuple[int, TopicPartition], tuple[Node, object, int]] = {}
+        self._small: dict[TopicPartition, tuple[int, int]] = {}
         self._controllers: dict[int, int] = {}
+        cluster.on_image = self.image_seen
+
+    def _complain(self, checker: str, problem: str) -> None:
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(f"{checker}: at {self._cluster.loop.time():.3f} s {problem}")
+
+    # --- metadata -----------------------------------------------------------------------------------------------------
+
+    def image_seen(self, node_id: int, image: MetadataImage) -> None:
+        """All images at one offset are equal, and each follows from the one before as the rules allow."""
+        first_node, first = self._image_at.setdefault(image.offset, (node_id, image))
+        if first is not image and not _same(first, image):
+            self._complain("images differ", f"those of nodes {first_node} and {node_id} at metadata offset {image.offset}")
+        if image.offset <= self._latest.offset:
+            return
+        before, self._latest = self._latest, image
+        self._check_brokers(before, image)
+        for topic in image.topics.values():
+            known = before.topics.get(topic.name)
+            for number, partition in topic.partitions.items():
+                name = TopicPartition(topic.name, number)
+                self._check_partition(name, partition)
+                if known is not None and known.topic_id == topic.topic_id and number in known.partitions:
+                    self._check_change(name, known.partitions[number], partition)
+
+    def _check_brokers(self, before: MetadataImage, image: MetadataImage) -> None:
+        """Whoever is unfenced has seen its own registration, and so all that it is to host."""
+        for node_id, broker in image.brokers.items():
+            known = before.brokers.get(node_id)
+            if broker.fenced or (known is not None and known.epoch == broker.epoch and not known.fenced):
+                continue
+            node = self._cluster.nodes.get(node_id)
+            if node is None or not self._cluster.is_current(node_id):
+                continue
+            own = node.image.brokers.get(node_id)
+            if own is None or own.epoch != broker.epoch:
+                self._complain("unfenced too early", f"broker {node_id}, which has not seen its registration of epoch {broker.epoch}")
+
+    def _check_partition(self, name: TopicPartition, partition: Partition) -> None:
+        if not partition.isr or not set(partition.isr) <= set(partition.replicas):
+            self._complain("isr", f"{name} has ISR {partition.isr} of replicas {partition.replicas}")
+        if partition.leader != -1 and partition.leader not in partition.isr:
+            self._complain("leader outside isr", f"{name} is led by {partition.leader}, its ISR is {partition.isr}")
+
+    def _check_change(self, name: TopicPartition, before: Partition, after: Partition) -> None:
+        """One leader per leader epoch, out of the ISR before it; epochs only grow."""
+        if after.leader_epoch < before.leader_epoch or after.partition_epoch < before.partition_epoch:
+            self._complain("epochs", f"an epoch of {name} went back from {before} to {after}")
+        if after.leader_epoch == before.leader_epoch and after.leader != before.leader:
+            self._complain("two leaders", f"{name} has leaders {before.leader} and {after.leader} in leader epoch {after.leader_epoch}")
+        if after.partition_epoch == before.partition_epoch + 1 and after.leader not in (-1, before.leader) and after.leader not in before.isr:
+            self._complain("elected from outside", f"{name} got leader {after.leader}, and its ISR was {before.isr}")
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         while len(self.problems) < PROBLEMS_MAX:
             for node_id, node in list(self._cluster.nodes.items()):
-                self._look_at(node_id, node)
+                self._check_controller(node_id, node)
+                self._check_marks(node_id, node)
+            for name, partition in self._led():
+                self._check_isr(name, partition)
             await asyncio.sleep(LOOK_EVERY_S)
-
-    def _complain(self, problem: str) -> None:
-        self.problems.append(f"at {self._cluster.loop.time():.3f} s: {problem}")
-
-    def _look_at(self, node_id: int, node: Node) -> None:
-        image = node.image
-        self._check_image(node_id, image)
-        self._check_epochs(node_id, image)
-        self._check_controller(node_id, node)
-        self._check_high_watermarks(node_id, node, image)
-
-    def _check_image(self, node_id: int, image: MetadataImage) -> None:
-        """All images at one offset are equal."""
-        first_node, first = self._image_at.setdefault(image.offset, (node_id, image))
-        if first is not image and first_node != node_id and not _same(first, image):
-            self._complain(f"images of nodes {first_node} and {node_id} differ at metadata offset {image.offset}")
-        self._image_at[image.offset] = (node_id, image)
-
-    def _check_epochs(self, node_id: int, image: MetadataImage) -> None:
-        """One leader per partition and leader epoch, out of its replicas; epochs only grow; the ISR is made of replicas."""
-        for topic in image.topics.values():
-            for number, partition in topic.partitions.items():
-                name = TopicPartition(topic.name, number)
-                seen = self._leader_of.setdefault((name, partition.leader_epoch), partition.leader)
-                if seen != partition.leader and -1 not in (seen, partition.leader):
-                    self._complain(f"{name} has leaders {seen} and {partition.leader} in epoch {partition.leader_epoch}")
-                if not set(partition.isr) <= set(partition.replicas) or not partition.isr:
-                    self._complain(f"{name} has ISR {partition.isr} of replicas {partition.replicas}")
-                if partition.leader != -1 and partition.leader not in partition.isr:
-                    self._complain(f"{name} is led by {partition.leader} from outside of its ISR {partition.isr}")
 
     def _check_controller(self, node_id: int, node: Node) -> None:
         """One leader per Raft term."""
         if node.controller is None or not node.is_active_controller:
             return
-        leadership = node.controller.quorum.leadership
-        seen = self._controllers.setdefault(leadership.epoch, node_id)
+        epoch = node.controller.quorum.leadership.epoch
+        seen = self._controllers.setdefault(epoch, node_id)
         if seen != node_id:
-            self._complain(f"nodes {seen} and {node_id} are both active controllers in epoch {leadership.epoch}")
+            self._complain("two controllers", f"nodes {seen} and {node_id} are both active in epoch {epoch}")
 
-    def _check_high_watermarks(self, node_id: int, node: Node, image: MetadataImage) -> None:
-        """Never moves back on a leader within its epoch; never beyond its log."""
-        replicas = node.broker.replicas if node.broker is not None else None
-        if replicas is None:
+    def _check_marks(self, node_id: int, node: Node) -> None:
+        """A high watermark never moves back while its node lives, and never lies beyond the log."""
+        if node.broker is None or node.logs is None:
             return
-        for topic in image.topics.values():
+        for name, log in node.logs.logs.items():
+            try:
+                mark = node.broker.replicas.high_watermark(name)
+            except ApiError:
+                continue
+            known, known_id, before = self._marks.get((node_id, name), (node, log.topic_id, -1))
+            if known is node and known_id == log.topic_id and mark < before:
+                self._complain("high watermark moved back", f"of {name} on node {node_id}, from {before} to {mark}")
+            if mark > log.log_end_offset:
+                self._complain("high watermark beyond the log", f"of {name} on node {node_id}: {mark}, the log ends at {log.log_end_offset}")
+            self._marks[node_id, name] = (node, log.topic_id, mark)
+
+    def _led(self) -> Iterator[tuple[TopicPartition, Partition]]:
+        for topic in self._latest.topics.values():
             for number, partition in topic.partitions.items():
-                name = TopicPartition(topic.name, number)
-                if partition.leader != node_id:
-                    continue
-                try:
-                    high_watermark = replicas.high_watermark(name)
-                except ApiError:
-                    continue
-                epoch, before = self._high_watermarks.get((node_id, name), (-1, -1))
-                if epoch == partition.leader_epoch and high_watermark < before:
-                    self._complain(f"the high watermark of {name} on its leader {node_id} moved back from {before} to {high_watermark}")
-                self._high_watermarks[node_id, name] = (partition.leader_epoch, high_watermark)
+                if partition.leader in self._cluster.nodes:
+                    yield TopicPartition(topic.name, number), partition
+
+    def _mark_of_leader(self, name: TopicPartition, partition: Partition) -> int | None:
+        """Where the leader knows that it leads in the newest epoch."""
+        leader = self._cluster.nodes[partition.leader]
+        own = leader.image.partition(name)
+        if leader.broker is None or own is None or own.leader_epoch != partition.leader_epoch or not self._cluster.is_current(partition.leader):
+            return None
+        try:
+            return leader.broker.replicas.high_watermark(name)
+        except ApiError:
+            return None
+
+    def _check_isr(self, name: TopicPartition, partition: Partition) -> None:
+        """Every member of the committed ISR has all that is committed, and too small an ISR commits nothing."""
+        mark = self._mark_of_leader(name, partition)
+        if mark is None:
+            self._small.pop(name, None)
+            return
+        for member in partition.isr:
+            node = self._cluster.nodes.get(member)
+            log = node.logs.get(name) if node is not None and node.logs is not None else None
+            topic = self._latest.topics[name.topic]
+            if log is None or log.topic_id != topic.topic_id or not self._cluster.is_current(member):
+                continue
+            if log.log_end_offset < mark:
+                self._complain("isr member lacks records", f"{member} of {name}: its log ends at {log.log_end_offset}, the mark is {mark}")
+        if len(partition.isr) >= MIN_ISR.get(name.topic, 1):
+            self._small.pop(name, None)
+            return
+        epoch, before = self._small.setdefault(name, (partition.partition_epoch, mark))
+        if epoch == partition.partition_epoch and mark > before:
+            self._complain("committed by too few", f"{name} from {before} to {mark} with ISR {partition.isr}")
+        self._small[name] = (partition.partition_epoch, mark)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def wait_for_metadata(self) -> None:
+        """Until all nodes have all that any node ever showed as committed: what is lost never comes."""
+        while not all(node.image.offset >= self._latest.offset for node in self._cluster.nodes.values()):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def check_end(self) -> None:
-        """Below the smallest high watermark all replicas of a partition are the same, byte for byte."""
-        image = max((node.image for node in self._cluster.nodes.values()), key=lambda found: found.offset)
-        for topic in image.topics.values():
+        """Below the smallest high watermark all replicas are the same, byte for byte."""
+        for topic in self._latest.topics.values():
             for number, partition in topic.partitions.items():
                 await self._compare_replicas(TopicPartition(topic.name, number), partition.replicas)
 
     async def _compare_replicas(self, name: TopicPartition, replicas: tuple[int, ...]) -> None:
-        contents: dict[int, bytes] = {}
-        ends = []
-        logs = {}
+        ends: list[int] = []
+        logs: dict[int, Log] = {}
         for node_id in replicas:
             node = self._cluster.nodes[node_id]
+            assert node.broker is not None and node.logs is not None
             try:
-                assert node.broker is not None and node.broker.replicas is not None and node.logs is not None
                 ends.append(node.broker.replicas.high_watermark(name))
-                logs[node_id] = node.logs.get(name)
             except ApiError as error:
-                self._complain(f"{name} on {node_id}: {error}")
+                self._complain("replica missing", f"{name} on {node_id}: {error}")
                 return
-        end_offset = min(ends)
-        for node_id, log in logs.items():
-            if log is None:
-                self._complain(f"{name} has no log on {node_id}")
-                continue
-            contents[node_id] = await _read_all(log, end_offset)
+            log = node.logs.get(name)
+            assert log is not None
+            logs[node_id] = log
+        contents = {node_id: await _read_all(log, min(ends)) for node_id, log in logs.items()}
         if len(set(contents.values())) > 1:
             sizes = {node_id: len(content) for node_id, content in contents.items()}
-            self._complain(f"replicas of {name} differ below {end_offset}: {sizes} bytes")
+            self._complain("replicas differ", f"those of {name} below {min(ends)}: {sizes} bytes")
 
 
 async def _read_all(log: Log, end_offset: int) -> bytes:
@@ -148,4 +219,11 @@ def _end_of(batches: bytes) -> int:
 
 
 def _same(left: MetadataImage, right: MetadataImage) -> bool:
-    return list(left.snapshot_records()) == list(right.snapshot_records())
+    return _content(left) == _content(right)
+
+
+def _content(image: MetadataImage) -> tuple[object, ...]:
+    """The plain content, by none of the ways in which images are written or compared elsewhere."""
+    topics = {name: (topic.topic_id, dict(topic.partitions)) for name, topic in image.topics.items()}
+    configs = {resource: dict(values) for resource, values in image.configs.items() if values}
+    return topics, dict(image.brokers), configs, dict(image.features), image.next_producer_id

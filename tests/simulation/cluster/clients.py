@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from raftlog.environment import Network
 from raftlog.errors import ErrorCode
@@ -24,6 +25,10 @@ VERSION: Final = {
     ApiKey.FIND_COORDINATOR: 4,
     ApiKey.CREATE_TOPICS: 7,
     ApiKey.DELETE_TOPICS: 6,
+    ApiKey.JOIN_GROUP: 3,
+    ApiKey.SYNC_GROUP: 3,
+    ApiKey.HEARTBEAT: 3,
+    ApiKey.LEAVE_GROUP: 3,
 }
 CONNECT_MS_MAX: Final = 2_000
 REQUEST_MS_MAX: Final = 5_000
@@ -33,32 +38,57 @@ SURELY_REFUSED: Final = frozenset(
 )
 
 
+BATCH_RECORDS_MAX: Final = 4
+
+
+class Oracle(Protocol):
+    """What a client can't know and the simulation can: used to judge answers, never to make requests."""
+
+    def epoch_at(self, port: int, topic: str, partition: int) -> int:
+        """The partition's leader epoch as the node at `port` knows it; -1 when it knows none or does not run."""
+
+    def is_deposed(self, port: int, topic: str, partition: int) -> bool:
+        """Whether the cluster has committed another leader epoch of the partition than the node at `port` knows of."""
+
+
 class Gone(Exception):
     """Whom the client needs can't be reached or found just now."""
+
+
+class Refused(Gone):
+    """The node that was asked says that it is the wrong one."""
 
 
 class Client:
     """Connections and what is known of the cluster; subclasses do the work. `process` names it in the history."""
 
-    def __init__(self, process: str, network: Network, bootstrap: Callable[[], Sequence[int]], recorder: Recorder, chance: random.Random) -> None:
+    def __init__(
+        self, process: str, network: Network, bootstrap: Callable[[], Sequence[int]], recorder: Recorder, chance: random.Random, oracle: Oracle
+    ) -> None:
         self.process = process
+        self.oracle = oracle
         self.recorder = recorder
         self.chance = chance
         self._network = network
         self._bootstrap = bootstrap
         self._connections: dict[int, PeerConnection] = {}
-        self._leaders: dict[tuple[str, int], int] = {}
+        self._leaders: dict[tuple[str, int], tuple[int, int]] = {}  # (leader, leader epoch)
         self._ports: dict[int, int] = {}
 
     async def pause(self, ms_max: int = PAUSE_MS_MAX) -> None:
         await asyncio.sleep(self.chance.uniform(1, ms_max) / 1000)
 
-    async def ask(self, port: int, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX) -> Fields:
-        """Raises PeerUnreachable: the request may have had its effect."""
+    async def connection(self, port: int) -> PeerConnection:
+        """Raises PeerUnreachable."""
         connection = self._connections.get(port)
         if connection is None or connection.closed:
             connection = await PeerConnection.open(self._network, "127.0.0.1", port, client_id=self.process, timeout_ms=CONNECT_MS_MAX)
             self._connections[port] = connection
+        return connection
+
+    async def ask(self, port: int, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX) -> Fields:
+        """Raises PeerUnreachable: the request may have had its effect."""
+        connection = await self.connection(port)
         return await connection.request(api_key, fields, version=VERSION[ApiKey(api_key)], timeout_ms=timeout_ms)
 
     async def ask_anyone(self, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX) -> Fields:
@@ -77,20 +107,23 @@ class Client:
             answer = await self.ask_anyone(ApiKey.METADATA, {"topics": [{"name": topic}], "allow_auto_topic_creation": False})
             self._ports = {broker.node_id: broker.port for broker in answer.brokers}
             for found in answer.topics[0].partitions:
-                self._leaders[topic, found.partition_index] = found.leader_id
-        leader = self._leaders.get((topic, partition), -1)
+                self._leaders[topic, found.partition_index] = (found.leader_id, found.leader_epoch)
+        leader, _ = self._leaders.get((topic, partition), (-1, -1))
         if leader not in self._ports:
             self._leaders.pop((topic, partition), None)
             raise Gone(f"{topic}-{partition} has no leader")
         return self._ports[leader]
+
+    def leader_epoch(self, topic: str, partition: int) -> int:
+        return self._leaders.get((topic, partition), (-1, -1))[1]
 
     def forget_leader(self, topic: str, partition: int) -> None:
         self._leaders.pop((topic, partition), None)
 
 
 class Admin(Client):
-    async def create_topic(self, topic: str, *, partitions: int, replicas: int, configs: dict[str, str]) -> None:
-        """Insist until the topic is there."""
+    async def create_topic(self, topic: str, *, partitions: int, replicas: int, configs: dict[str, str]) -> uuid.UUID:
+        """Insist until the topic is there; its id, or the zero uuid where an earlier try had made it."""
         wanted = {
             "name": topic,
             "num_partitions": partitions,
@@ -101,6 +134,18 @@ class Admin(Client):
             try:
                 answer = await self.ask_anyone(ApiKey.CREATE_TOPICS, {"topics": [wanted], "timeout": REQUEST_MS_MAX})
                 if answer.topics[0].error_code in (ErrorCode.none, ErrorCode.topic_already_exists):
+                    topic_id: uuid.UUID = answer.topics[0].topic_id
+                    return topic_id
+            except Gone:
+                pass
+            await self.pause()
+
+    async def delete_topic(self, topic: str) -> None:
+        """Insist until the topic is gone."""
+        while True:
+            try:
+                answer = await self.ask_anyone(ApiKey.DELETE_TOPICS, {"topics": [{"name": topic}], "timeout": REQUEST_MS_MAX})
+                if answer.responses[0].error_code in (ErrorCode.none, ErrorCode.unknown_topic_or_partition):
                     return
             except Gone:
                 pass
@@ -108,12 +153,16 @@ class Admin(Client):
 
 
 class Producer(Client):
-    """Sends one unique value at a time to one partition; idempotent ones insist on it until it is settled or time is up."""
+    """Sends a batch of unique values at a time to one partition; idempotent ones insist on it until it is settled or time is up.
+
+    `name` is the partition's in the history: another one for a topic that is created anew.
+    """
 
     insist_ms = 20_000
 
-    def __init__(self, *args: Any, topic: str, partition: int, acks: int, idempotent: bool) -> None:
+    def __init__(self, *args: Any, topic: str, partition: int, acks: int, idempotent: bool, name: str = "") -> None:
         super().__init__(*args)
+        self.name = name or f"{topic}-{partition}"
         self.topic = topic
         self.partition = partition
         self.acks = acks
@@ -139,32 +188,37 @@ class Producer(Client):
         if answer.error_code != ErrorCode.none:
             return False
         self._producer, self._sequence = (answer.producer_id, answer.producer_epoch), 0
+        self.recorder.producer_given(self.process, self._producer)
         return True
 
     async def _send_one(self) -> None:
-        value = self.recorder.next_value()
-        operation = self.recorder.invoke(
-            "send",
-            self.process,
-            partition=f"{self.topic}-{self.partition}",
-            value=value,
-            acks={-1: "all"}.get(self.acks, str(self.acks)),
-            ordered=self.idempotent,
-            idempotent=self.idempotent,
-        )
-        outcome, offset = await self._settle(self._batch(value))
-        self.recorder.end(operation, outcome, **({"offset": offset} if offset >= 0 else {}))
+        values = [self.recorder.next_value() for _ in range(self.chance.randint(1, BATCH_RECORDS_MAX))]
+        operations = [
+            self.recorder.invoke(
+                "send",
+                self.process,
+                partition=self.name,
+                value=value,
+                acks={-1: "all"}.get(self.acks, str(self.acks)),
+                ordered=self.idempotent,
+                idempotent=self.idempotent,
+            )
+            for value in values
+        ]
+        outcome, offset = await self._settle(self._batch(values))
+        for index, operation in enumerate(operations):
+            self.recorder.end(operation, outcome, **({"offset": offset + index} if offset >= 0 else {}))
         if self.idempotent:
             if outcome == "ok":
-                self._sequence += 1
+                self._sequence += len(values)
             else:
                 self._producer = None  # Nobody knows which sequence the broker has: begin anew, as clients do.
 
-    def _batch(self, value: int) -> bytes:
-        record = Record(0, 1_700_000_000_000, None, str(value).encode(), ())
+    def _batch(self, values: Sequence[int]) -> bytes:
+        records = [Record(index, 1_700_000_000_000, None, str(value).encode(), ()) for index, value in enumerate(values)]
         if self._producer is None:
-            return encode_batch([record])
-        return encode_batch([record], producer_id=self._producer[0], producer_epoch=self._producer[1], base_sequence=self._sequence)
+            return encode_batch(records)
+        return encode_batch(records, producer_id=self._producer[0], producer_epoch=self._producer[1], base_sequence=self._sequence)
 
     async def _settle(self, batch: bytes) -> tuple[str, int]:
         """(outcome, offset or -1); a plain producer tries once, so that it makes no duplicates itself."""
@@ -196,40 +250,49 @@ class Producer(Client):
             "timeout": REQUEST_MS_MAX - 1000,
             "topic_data": [{"name": self.topic, "partition_data": [{"index": self.partition, "records": batch}]}],
         }
+        if self.acks == 0:
+            return await self._produce_unanswered(port, fields)
         answer = await self.ask(port, ApiKey.PRODUCE, fields)
         result = answer.responses[0].partition_responses[0]
         return result.error_code, result.base_offset
 
+    async def _produce_unanswered(self, port: int, fields: dict[str, Any]) -> tuple[int, int]:
+        connection = await self.connection(port)
+        request = asyncio.ensure_future(connection.request(ApiKey.PRODUCE, fields, version=VERSION[ApiKey.PRODUCE], timeout_ms=REQUEST_MS_MAX))
+        request.add_done_callback(lambda done: done.cancelled() or done.exception())  # No answer comes, and the connection ends in time.
+        return ErrorCode.none, -1
+
 
 class Consumer(Client):
-    """Reads one partition from its beginning, and commits its position to a group that only it uses."""
+    """Reads one partition from its beginning."""
 
-    def __init__(self, *args: Any, topic: str, partition: int, group: str | None = None) -> None:
+    def __init__(self, *args: Any, topic: str, partition: int, name: str = "") -> None:
         super().__init__(*args)
         self.topic = topic
         self.partition = partition
-        self.group = group
+        self.name = name or f"{topic}-{partition}"
         self.position = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.topic}-{self.partition}"
 
     async def run(self, *, until_s: float) -> None:
         while asyncio.get_running_loop().time() < until_s:
             await self.poll()
-            if self.group is not None and self.chance.random() < 0.2:
-                await self.commit()
-            if self.group is not None and self.chance.random() < 0.1:
-                await self.read_committed_offset()
+            await self.after_poll()
             await self.pause(300)
+
+    async def after_poll(self) -> None:
+        """Nothing more for a consumer without a group."""
 
     async def poll(self) -> list[tuple[str, int, int]]:
         operation = self.recorder.invoke("poll", self.process)
         try:
             _, records = await self.fetch()
-        except (Gone, PeerUnreachable):
+        except Refused:
             self.forget_leader(self.topic, self.partition)
+            self.recorder.end(operation, "info")
+            return []
+        except (Gone, PeerUnreachable):
+            if self.chance.random() < 0.5:  # The same node may lead again in a later epoch: what is known is tried once more.
+                self.forget_leader(self.topic, self.partition)
             self.recorder.end(operation, "info")
             return []
         self.recorder.end(operation, "ok", records=records)
@@ -238,7 +301,9 @@ class Consumer(Client):
     async def fetch(self) -> tuple[int, list[tuple[str, int, int]]]:
         """(high watermark, records from `position` on); the position moves on. Raises Gone, PeerUnreachable."""
         port = await self.leader_port(self.topic, self.partition)
-        target = {"partition": self.partition, "current_leader_epoch": -1, "fetch_offset": self.position, "partition_max_bytes": 1 << 20}
+        epoch = self.leader_epoch(self.topic, self.partition)
+        own_epoch = self.oracle.epoch_at(port, self.topic, self.partition)
+        target = {"partition": self.partition, "current_leader_epoch": epoch, "fetch_offset": self.position, "partition_max_bytes": 1 << 20}
         fields = {
             "replica_id": -1,
             "max_wait": 100,
@@ -250,7 +315,9 @@ class Consumer(Client):
         answer = await self.ask(port, ApiKey.FETCH, fields)
         found = answer.responses[0].partitions[0]
         if found.error_code != ErrorCode.none:
-            raise Gone(f"fetch of {self.name}: {found.error_code!r}")
+            raise Refused(f"fetch of {self.name}: {found.error_code!r}")
+        if epoch < own_epoch and self.name == f"{self.topic}-{self.partition}":
+            self.recorder.complain(f"a fetch of {self.name} in leader epoch {epoch} was served in epoch {own_epoch}")
         records = [
             (self.name, record.offset, int(record.value or b"0")) for record in decode_records(found.records or b"") if record.offset >= self.position
         ]
@@ -274,46 +341,3 @@ class Consumer(Client):
             if self.position >= high_watermark:
                 break
         self.recorder.end(operation, "ok", records=everything)
-
-    async def _coordinator(self) -> int:
-        answer = await self.ask_anyone(ApiKey.FIND_COORDINATOR, {"key_type": 0, "coordinator_keys": [self.group]})
-        found = answer.coordinators[0]
-        if found.error_code != ErrorCode.none:
-            raise Gone(f"no coordinator: {found.error_code!r}")
-        port: int = found.port
-        return port
-
-    async def commit(self) -> None:
-        operation = self.recorder.invoke("commit", self.process, group=self.group, offsets={self.name: self.position})
-        target = {"partition_index": self.partition, "committed_offset": self.position, "committed_metadata": ""}
-        fields = {
-            "group_id": self.group,
-            "generation_id_or_member_epoch": -1,
-            "member_id": "",
-            "topics": [{"name": self.topic, "partitions": [target]}],
-        }
-        try:
-            port = await self._coordinator()
-        except Gone:
-            self.recorder.end(operation, "fail")
-            return
-        try:
-            answer = await self.ask(port, ApiKey.OFFSET_COMMIT, fields)
-            code = answer.topics[0].partitions[0].error_code
-            self.recorder.end(operation, "ok" if code == ErrorCode.none else "info")
-        except PeerUnreachable:
-            self.recorder.end(operation, "info")
-
-    async def read_committed_offset(self) -> None:
-        operation = self.recorder.invoke("committed", self.process, group=self.group)
-        wanted = {"group_id": self.group, "topics": [{"name": self.topic, "partition_indexes": [self.partition]}]}
-        try:
-            answer = await self.ask(await self._coordinator(), ApiKey.OFFSET_FETCH, {"groups": [wanted]})
-        except (Gone, PeerUnreachable):
-            self.recorder.end(operation, "info")
-            return
-        group = answer.groups[0]
-        if group.error_code != ErrorCode.none or group.topics[0].partitions[0].error_code != ErrorCode.none:
-            self.recorder.end(operation, "info")
-            return
-        self.recorder.end(operation, "ok", offsets={self.name: group.topics[0].partitions[0].committed_offset})

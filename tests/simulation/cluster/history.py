@@ -15,6 +15,9 @@ class Recorder:
         self._loop = loop
         self.operations: list[Operation] = []
         self.first_value = 0
+        self.problems: list[str] = []  # What a client saw that no order of events can explain.
+        self._producers: dict[tuple[int, int], str] = {}
+        self._assigned: dict[tuple[str, int, str], str] = {}
 
     def _now_ns(self) -> int:
         return int(self._loop.time() * 1e9)
@@ -33,6 +36,23 @@ class Recorder:
         if outcome != "info":
             operation.end_ns = self._now_ns()
         operation.fields.update(fields)
+
+    def complain(self, problem: str) -> None:
+        self.problems.append(f"clients: at {self._loop.time():.3f} s {problem}")
+
+    def producer_given(self, process: str, producer: tuple[int, int]) -> None:
+        """No two are given the same producer id and epoch."""
+        other = self._producers.setdefault(producer, process)
+        if other != process:
+            self.complain(f"producer id and epoch {producer} were given to {other} and to {process}")
+        self._producers[producer] = f"{process} before"
+
+    def assigned(self, group: str, generation: int, process: str, partitions: list[str]) -> None:
+        """In one generation of a group no partition belongs to two members."""
+        for partition in partitions:
+            other = self._assigned.setdefault((group, generation, partition), process)
+            if other != process:
+                self.complain(f"{partition} is assigned to {other} and to {process} in generation {generation} of {group}")
 
     def count(self, f: str, outcome: str) -> int:
         return sum(1 for operation in self.operations if operation.f == f and operation.outcome == outcome)

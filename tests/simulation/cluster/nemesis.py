@@ -1,124 +1,254 @@
-"""Chooses faults from the seed and undoes them: at any time a majority of the nodes can reach each other again soon."""
+"""Carries out a plan's faults and undoes each when its time is over; in the end everything is healed and runs."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
 
-from tests.simulation.cluster.harness import SimulatedCluster
+from raftlog.testing.simulated_network import LinkQuality
+from tests.simulation.cluster.harness import DiskFault, SimulatedCluster
+from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRASH_MAX, Fault, Plan
 
-FAULT_S_MIN = 0.5
-FAULT_S_MAX = 8.0
-CALM_S_MAX = 4.0
+LOOK_EVERY_S: Final = 0.1
+WHOLE_WAIT_S_MAX: Final = 20.0
+FLAPS: Final = 6
+Link = tuple[int, int]
 
 
 class Nemesis:
-    """One fault after the other, each for a while; `run` ends with everything healed and running."""
+    """Each fault runs in a task of its own, so that they overlap. `kinds` counts those that were carried out."""
 
-    def __init__(self, cluster: SimulatedCluster, chance: random.Random) -> None:
+    def __init__(self, cluster: SimulatedCluster, plan: Plan) -> None:
         self._cluster = cluster
-        self._chance = chance
-        self._faults: tuple[Callable[[], Awaitable[None]], ...] = (
-            self._kill_one,
-            self._kill_one,
-            self._lose_power,
-            self._isolate_one,
-            self._isolate_one_way,
-            self._split_pair,
-            self._make_lossy,
-            self._break_connections,
-            self._restart_cleanly,
-            self._kill_all,
-            self._jump_clock,
-        )
+        self._plan = plan
+        self._cut: Counter[Link] = Counter()  # How many faults silence a direction.
+        self._guarded = False  # Of a node that lost power only replication keeps the records: no other fault until it has caught up.
+        self._active = 0
+        self.kinds: Counter[str] = Counter()
+        self._acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "kill": self._kill,
+            "kill leader": self._kill,
+            "crash at a write": self._crash_at_a_write,
+            "metadata disk forgets": self._forget_metadata,
+            "all metadata disks forget": self._forget_metadata,
+            "power loss": self._lose_power,
+            "isolate": self._isolate,
+            "isolate leader": self._isolate,
+            "silence one way": self._silence,
+            "split": self._split,
+            "flap": self._flap,
+            "slow link": self._slow_link,
+            "lossy": self._lossy,
+            "reset connections": self._reset,
+            "pause": self._pause,
+            "pause leader": self._pause,
+            "restart": self._restart,
+            "rolling restart": self._rolling_restart,
+            "kill all": self._kill,
+            "disk full": self._break_disk,
+            "fsync error": self._break_disk,
+            "clock jump": self._jump_clock,
+        }
 
-    async def run(self, *, until_s: float) -> None:
+    async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() < until_s:
-            await asyncio.sleep(self._chance.uniform(0.1, CALM_S_MAX))
-            await self._chance.choice(self._faults)()
-        await self._mend()
+        begin_s = loop.time()
+        acts = []
+        for fault in self._plan.faults:
+            await asyncio.sleep(max(0.0, begin_s + fault.at_s - loop.time()))
+            if not self._guarded:
+                acts.append(loop.create_task(self._act(fault)))
+        await asyncio.sleep(max(0.0, begin_s + self._plan.until_s - loop.time()))
+        await asyncio.gather(*acts)
+        self._cluster.note("all faults are over")
+        self._start(self._cluster.node_ids)
 
-    async def _for_a_while(self) -> None:
-        await asyncio.sleep(self._chance.uniform(FAULT_S_MIN, FAULT_S_MAX))
+    async def _act(self, fault: Fault) -> None:
+        if fault.kind.endswith("leader"):
+            fault = self._at_leader(fault)
+        self._active += 1
+        try:
+            await self._acts[fault.kind](fault)
+        finally:
+            self._active -= 1
 
-    async def _mend(self) -> None:
-        self._cluster.note("heal")
-        self._cluster.network.heal()
-        self._cluster.network.quality.loss = 0.0
-        self._cluster.network.quality.delay_ms_max = 1.0
-        for node_id in self._cluster.node_ids:
+    def _begin(self, fault: Fault) -> None:
+        self.kinds[fault.kind] += 1
+        self._cluster.note(f"fault: {fault.kind} {' '.join(map(str, fault.nodes))}")
+
+    def _chance(self, fault: Fault) -> random.Random:
+        return random.Random(f"{self._plan.seed} {fault}")
+
+    def _at_leader(self, fault: Fault) -> Fault:
+        """Strike whoever leads one of the partitions, or the quorum."""
+        leaders = self._cluster.leaders()
+        struck = leaders[int(fault.measure * len(leaders))] if leaders else fault.nodes[0]
+        return Fault(fault.at_s, fault.kind, fault.for_s, (struck,), fault.measure)
+
+    def _running(self, fault: Fault) -> list[int]:
+        return [node_id for node_id in fault.nodes if node_id in self._cluster.running]
+
+    def _start(self, node_ids: Iterable[int]) -> None:
+        for node_id in node_ids:
             if node_id not in self._cluster.running:
                 self._cluster.start(node_id)
 
-    def _someone(self) -> int:
-        return self._chance.choice(self._cluster.running)
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-    async def _kill_one(self) -> None:
-        await self._cluster.kill(self._someone())
-        await self._for_a_while()
-        await self._mend()
-
-    async def _lose_power(self) -> None:
-        """Only where the others run and had time to catch up: replication, not fsync, keeps a partition's records."""
-        if len(self._cluster.running) < len(self._cluster.node_ids):
+    async def _kill(self, fault: Fault) -> None:
+        if not self._running(fault):
             return
-        await asyncio.sleep(12)
-        await self._cluster.kill(self._someone(), power_loss=True)
-        await self._for_a_while()
-        await self._mend()
-        await asyncio.sleep(12)
-
-    async def _isolate_one(self) -> None:
-        victim = self._someone()
-        self._cluster.note(f"isolate {victim}")
-        self._cluster.network.isolate([victim], [node_id for node_id in self._cluster.node_ids if node_id != victim])
-        await self._for_a_while()
-        await self._mend()
-
-    async def _isolate_one_way(self) -> None:
-        victim = self._someone()
-        outward = self._chance.random() < 0.5
-        self._cluster.note(f"silence {'from' if outward else 'to'} {victim}")
-        for other in self._cluster.node_ids:
-            if other != victim:
-                self._cluster.network.cut(*((victim, other) if outward else (other, victim)))
-        await self._for_a_while()
-        await self._mend()
-
-    async def _split_pair(self) -> None:
-        left, right = self._chance.sample(self._cluster.node_ids, 2)
-        self._cluster.note(f"split {left} {right}")
-        self._cluster.network.isolate([left], [right])
-        await self._for_a_while()
-        await self._mend()
-
-    async def _make_lossy(self) -> None:
-        self._cluster.note("lossy and slow")
-        self._cluster.network.quality.loss = self._chance.uniform(0.01, 0.2)
-        self._cluster.network.quality.delay_ms_max = self._chance.uniform(5, 200)
-        await self._for_a_while()
-        await self._mend()
-
-    async def _break_connections(self) -> None:
-        left, right = self._chance.sample(self._cluster.node_ids, 2)
-        self._cluster.note(f"reset connections {left} {right}")
-        self._cluster.network.break_connections(left, right)
-
-    async def _restart_cleanly(self) -> None:
-        if self._cluster.ready:
-            await self._cluster.stop(self._chance.choice(self._cluster.ready))
-            await self._mend()
-
-    async def _kill_all(self) -> None:
-        for node_id in list(self._cluster.running):
+        self._begin(fault)
+        for node_id in self._running(fault):
             await self._cluster.kill(node_id)
-        await self._for_a_while()
-        await self._mend()
+        await asyncio.sleep(fault.for_s)
+        self._start(fault.nodes)
 
-    async def _jump_clock(self) -> None:
-        victim = self._someone()
-        jump_ms = self._chance.randint(-3_600_000, 3_600_000)
-        self._cluster.note(f"clock of {victim} jumps by {jump_ms} ms")
-        self._cluster.clocks[victim].skew_ms += jump_ms
+    async def _forget_metadata(self, fault: Fault) -> None:
+        """kill -9, and the disk of the metadata log forgets what was not synced: all that was said must have been."""
+        if not self._running(fault):
+            return
+        self._begin(fault)
+        for node_id in self._running(fault):
+            await self._cluster.kill(node_id, forgets_metadata=True)
+        await asyncio.sleep(fault.for_s)
+        self._start(fault.nodes)
+
+    async def _crash_at_a_write(self, fault: Fault) -> None:
+        """As above, in the middle of what the node does: before one of its next writes or syncs of metadata."""
+        if not self._running(fault):
+            return
+        self._begin(fault)
+        crashed = self._cluster.crash_at(fault.nodes[0], operations=1 + int(fault.measure * OPERATIONS_UNTIL_CRASH_MAX))
+        await asyncio.sleep(fault.for_s)
+        self._cluster.disk_faults.pop(fault.nodes[0], None)
+        if crashed.done():
+            await asyncio.sleep(fault.for_s)
+            self._start(fault.nodes)
+
+    async def _lose_power(self, fault: Fault) -> None:
+        """Only while all is well and nothing else is wrong: replication, not fsync, keeps a partition's records."""
+        if self._guarded or self._active > 1 or not self._cluster.is_whole():
+            return
+        self._guarded = True
+        self._begin(fault)
+        try:
+            await self._cluster.kill(fault.nodes[0], power_loss=True)
+            await asyncio.sleep(fault.for_s)
+            self._start(fault.nodes)
+            async with asyncio.timeout(WHOLE_WAIT_S_MAX):
+                while not self._cluster.is_whole():  # noqa: ASYNC110 - many things make it whole, in no particular order
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            self._cluster.failures.append(f"not whole: {WHOLE_WAIT_S_MAX} s after a loss of power of node {fault.nodes[0]}")
+        finally:
+            self._guarded = False
+
+    async def _pause(self, fault: Fault) -> None:
+        if not self._running(fault):
+            return
+        self._begin(fault)
+        resume = self._cluster.pause(fault.nodes[0])
+        await asyncio.sleep(fault.for_s)
+        resume()
+
+    async def _restart(self, fault: Fault) -> None:
+        node_id = fault.nodes[0]
+        if not self._cluster.is_ready(node_id):
+            return
+        self._begin(fault)
+        await self._cluster.stop(node_id)
+        self._start([node_id])
+
+    async def _rolling_restart(self, fault: Fault) -> None:
+        self._begin(fault)
+        for node_id in fault.nodes:
+            if self._cluster.is_ready(node_id):
+                await self._cluster.stop(node_id)
+                self._start([node_id])
+                await asyncio.sleep(fault.for_s / len(fault.nodes))
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _cut_links(self, links: list[Link]) -> None:
+        self._cut.update(links)
+        for link in links:
+            self._cluster.network.cut(*link)
+
+    def _join_links(self, links: list[Link]) -> None:
+        self._cut.subtract(links)
+        self._cluster.network.join(link for link, count in self._cut.items() if count > 0)
+
+    async def _silence_links(self, fault: Fault, links: list[Link]) -> None:
+        self._begin(fault)
+        self._cut_links(links)
+        await asyncio.sleep(fault.for_s)
+        self._join_links(links)
+
+    async def _isolate(self, fault: Fault) -> None:
+        others = [node_id for node_id in self._cluster.node_ids if node_id != fault.nodes[0]]
+        links = [(fault.nodes[0], other) for other in others]
+        await self._silence_links(fault, links + [(other, node_id) for node_id, other in links])
+
+    async def _silence(self, fault: Fault) -> None:
+        links = [(fault.nodes[0], other) for other in self._cluster.node_ids if other != fault.nodes[0]]
+        await self._silence_links(fault, links if fault.measure < 0.5 else [(other, node_id) for node_id, other in links])
+
+    async def _split(self, fault: Fault) -> None:
+        left, right = fault.nodes
+        await self._silence_links(fault, [(left, right), (right, left)])
+
+    async def _flap(self, fault: Fault) -> None:
+        left, right = fault.nodes
+        links = [(left, right), (right, left)]
+        self._begin(fault)
+        for _ in range(FLAPS):
+            self._cut_links(links)
+            await asyncio.sleep(fault.for_s / FLAPS / 2)
+            self._join_links(links)
+            await asyncio.sleep(fault.for_s / FLAPS / 2)
+
+    async def _slow_link(self, fault: Fault) -> None:
+        self._begin(fault)
+        left, right = fault.nodes
+        quality = LinkQuality(10, 20 + 500 * fault.measure)
+        self._cluster.network.quality_of[left, right] = self._cluster.network.quality_of[right, left] = quality
+        await asyncio.sleep(fault.for_s)
+        for link in ((left, right), (right, left)):
+            if self._cluster.network.quality_of.get(link) is quality:
+                del self._cluster.network.quality_of[link]
+
+    async def _lossy(self, fault: Fault) -> None:
+        self._begin(fault)
+        quality = LinkQuality(0.1, 5 + 195 * fault.measure, loss=0.01 + 0.19 * fault.measure)
+        self._cluster.network.quality = quality
+        await asyncio.sleep(fault.for_s)
+        if self._cluster.network.quality is quality:
+            self._cluster.network.quality = LinkQuality()
+
+    async def _reset(self, fault: Fault) -> None:
+        self._begin(fault)
+        self._cluster.network.break_connections(*fault.nodes)
+
+    # --- disks and clocks ---------------------------------------------------------------------------------------------
+
+    async def _break_disk(self, fault: Fault) -> None:
+        """Whatever is written (or synced) fails: the node must end with one clear line, and come back once the disk is well."""
+        node_id = fault.nodes[0]
+        if node_id in self._cluster.disk_faults or not self._cluster.is_ready(node_id):
+            return
+        self._begin(fault)
+        disk = DiskFault("write", "no space left on device") if fault.kind == "disk full" else DiskFault("sync", "input/output error")
+        self._cluster.disk_faults[node_id] = disk
+        await asyncio.sleep(fault.for_s)
+        self._cluster.disk_faults.pop(node_id, None)
+        while disk.struck and not disk.ended and node_id in self._cluster.running:  # noqa: ASYNC110 - it may end in several ways
+            await asyncio.sleep(LOOK_EVERY_S)  # It is still about to stop.
+        self._start([node_id])
+
+    async def _jump_clock(self, fault: Fault) -> None:
+        self._begin(fault)
+        self._cluster.clocks[fault.nodes[0]].skew_ms += int((fault.measure * 2 - 1) * JUMP_MS_MAX)

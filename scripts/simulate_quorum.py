@@ -1,4 +1,4 @@
-"""Run seeded histories of the metadata quorum and report; see `scripts/simulate --help`."""
+"""Run seeded histories of the metadata quorum and report; see `scripts/simulate quorum --help`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURES_SHOWN_MAX = 10
 def main() -> int:
     guards = [field.name for field in dataclasses.fields(Guards)]
     parser = argparse.ArgumentParser(
-        prog="scripts/simulate",
+        prog="scripts/simulate quorum",
         description="Histories of the metadata quorum under a virtual clock: loss, delay, duplication, partitions, crashes that "
         "forget what was not synced, disk errors. Raft's invariants are checked after every step. Exit status 1 when one breaks.",
     )

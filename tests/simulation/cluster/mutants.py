@@ -1,0 +1,411 @@
+"""Known-wrong changes of the product: what the simulation must see. Each replaces a method or function while it is planted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+from unittest import mock
+
+from raftlog.broker.coordinator_log import CoordinatorLog
+from raftlog.broker.coordinator_partition import CoordinatorPartition
+from raftlog.broker.coordinators import GroupCoordinators
+from raftlog.broker.lifecycle import BrokerLifecycle
+from raftlog.broker.partition import Change, Partition
+from raftlog.core.controller import brokers, elections, partitions, producers
+from raftlog.core.coordinators.group import Group
+from raftlog.core.coordinators.shard import Shard
+from raftlog.core.decision import Decision
+from raftlog.core.log.producers import ProducerStates
+from raftlog.core.metadata import image as images
+from raftlog.core.metadata import records as r
+from raftlog.core.replication.follower import FollowerState
+from raftlog.core.replication.leader import LeaderState
+from raftlog.errors import OffsetOutOfRange
+from raftlog.ids import NO_NODE
+from raftlog.quorum.controller import Controller
+from raftlog.quorum.guards import Guards
+from raftlog.quorum.journal import STATE_FILE, Journal
+from raftlog.quorum.states import CommittedBatch
+from raftlog.quorum.voter import Voter
+from raftlog.storage import loading, segment
+from raftlog.storage.scanning import Scan
+from tests.simulation.cluster.schedule import FAULTS_UNTIL_S
+from tests.simulation.cluster.shrink import checkers_of
+from tests.simulation.cluster.simulate import simulate
+
+SEEDS_MAX: Final = 60
+Planted = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mutant:
+    """A planted bug: what it breaks, and the context in which it is there."""
+
+    name: str
+    breaks: str
+    planted: Planted
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caught:
+    """After how many seeds, by which checkers, and what the first of them said."""
+
+    seeds: int
+    checkers: tuple[str, ...]
+    problem: str
+
+
+def hunt(mutant: Mutant, *, first: int = 1, seeds_max: int = SEEDS_MAX, faults_until_s: float = FAULTS_UNTIL_S) -> Caught | None:
+    """Live seeds from `first` on with the bug planted until a checker fails; None when none did in `seeds_max`."""
+    with mutant.planted():
+        for count, seed in enumerate(range(first, first + seeds_max), 1):
+            outcome = simulate(seed, faults_until_s=faults_until_s)
+            if outcome.problems:
+                return Caught(count, tuple(sorted(checkers_of(outcome))), outcome.problems[0])
+    return None
+
+
+MUTANTS: Final[dict[str, Mutant]] = {}
+
+
+def _mutant(breaks: str) -> Callable[[Callable[[], contextlib.AbstractContextManager[Any]]], Planted]:
+    def register(planted: Planted) -> Planted:
+        name = planted.__name__.replace("_", "-")
+        MUTANTS[name] = Mutant(name, breaks, planted)
+        return planted
+
+    return register
+
+
+def _around(owner: Any, name: str, wrong: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+    """`wrong(right, *arguments)` in place of `owner.name`."""
+    right = getattr(owner, name)
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return wrong(right, *args, **kwargs)
+
+    return mock.patch.object(owner, name, replaced)
+
+
+def _without(**guards: bool) -> contextlib.AbstractContextManager[Any]:
+    return _around(Voter, "__init__", lambda right, self, **kwargs: right(self, **{**kwargs, "guards": Guards(**guards)}))
+
+
+# --- replication ------------------------------------------------------------------------------------------------------
+
+
+@_mutant("acks=all is answered before the high watermark has passed the batch")
+def acknowledge_before_high_watermark() -> Any:
+    def wrong(self: Partition, appended: Any, *, timeout_ms: int) -> asyncio.Future[Any]:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(appended)
+        return done
+
+    return mock.patch.object(Partition, "wait_for_acks", wrong)
+
+
+@_mutant("consumers read above the high watermark")
+def consumers_read_above_high_watermark() -> Any:
+    return _around(Partition, "read", lambda right, self, target, **kwargs: right(self, target, **{**kwargs, "is_follower": True}))
+
+
+@_mutant("acks=all is accepted and committed with an ISR below min.insync.replicas")
+def min_insync_replicas_ignored() -> Any:
+    return mock.patch.object(LeaderState, "min_isr", lambda self, _minimum: 1)
+
+
+@_mutant("the high watermark does not count a member whose admission is pending")
+def high_watermark_ignores_pending_expansion() -> Any:
+    def wrong(right: Any, self: LeaderState, added: Any, removed: Any, own_broker_epoch: int) -> Any:
+        change = right(self, added, removed, own_broker_epoch)
+        self._maximal = self.isr
+        return change
+
+    return _around(LeaderState, "_propose", wrong)
+
+
+@_mutant("the high watermark leaves out a member before its removal is committed")
+def high_watermark_anticipates_removal() -> Any:
+    def wrong(right: Any, self: LeaderState, added: Any, removed: Any, own_broker_epoch: int) -> Any:
+        change = right(self, added, removed, own_broker_epoch)
+        self._maximal = self.isr - removed
+        return change
+
+    return _around(LeaderState, "_propose", wrong)
+
+
+@_mutant("the high watermark follows a majority of the ISR in place of all of it")
+def high_watermark_by_majority() -> Any:
+    def wrong(self: LeaderState, *, leader_end_offset: int, min_insync_replicas: int, now_ms: int, brokers: Any) -> bool:
+        ends = sorted([leader_end_offset, *(f.log_end_offset for node, f in self.followers.items() if node in self.isr)], reverse=True)
+        mark = ends[len(ends) // 2]
+        moved = mark > self.high_watermark
+        self.high_watermark = max(mark, self.high_watermark)
+        return moved
+
+    return mock.patch.object(LeaderState, "advance", wrong)
+
+
+@_mutant("followers join the ISR without having caught up")
+def isr_expansion_without_catching_up() -> Any:
+    def wrong(right: Any, self: LeaderState, brokers: Any, *, own_broker_epoch: int) -> Any:
+        mark, start = self.high_watermark, self.epoch_start_offset
+        self.high_watermark = self.epoch_start_offset = 0
+        try:
+            return right(self, brokers, own_broker_epoch=own_broker_epoch)
+        finally:
+            self.high_watermark, self.epoch_start_offset = mark, start
+
+    return _around(LeaderState, "propose_expansion", wrong)
+
+
+@_mutant("a new follower cuts its log at its high watermark, as before KIP-101")
+def truncate_to_high_watermark() -> Any:
+    def wrong(right: Any, self: Partition, image: Any) -> None:
+        self.log.truncate_to(self.high_watermark)
+        right(self, image)
+
+    return _around(Partition, "_follow", wrong)
+
+
+@_mutant("a leader does not tell a follower where their logs part")
+def fetch_without_divergence() -> Any:
+    def wrong(self: Partition, target: Any) -> None:
+        if not self.log.log_start_offset <= target.fetch_offset <= self.log.log_end_offset:
+            raise OffsetOutOfRange("out of range")
+
+    return mock.patch.object(Partition, "check_fetch", wrong)
+
+
+@_mutant("the leader epoch of a fetch is not checked")
+def fetch_without_leader_epoch_check() -> Any:
+    return mock.patch("raftlog.broker.partition.check_leader_epoch", lambda _requested, _current: None)
+
+
+@_mutant("a follower believes the leader's high watermark beyond its own log")
+def follower_mark_beyond_its_log() -> Any:
+    def wrong(self: FollowerState, leader_high_watermark: int, *, log_end_offset: int) -> bool:
+        self.high_watermark = max(self.high_watermark, leader_high_watermark)
+        return True
+
+    return mock.patch.object(FollowerState, "learn_high_watermark", wrong)
+
+
+@_mutant("a follower takes a lower high watermark from a new leader")
+def follower_mark_moves_back() -> Any:
+    def wrong(self: FollowerState, leader_high_watermark: int, *, log_end_offset: int) -> bool:
+        self.high_watermark = min(leader_high_watermark, log_end_offset)
+        return True
+
+    return mock.patch.object(FollowerState, "learn_high_watermark", wrong)
+
+
+@_mutant("a deposed leader goes on leading")
+def deposed_leader_keeps_leading() -> Any:
+    def wrong(right: Any, self: Partition, image: Any, *, node_id: int, lag_ms_max: int, now_ms: int) -> Change:
+        if self.leading is not None and image.leader != node_id:
+            return Change.NOTHING
+        changed: Change = right(self, image, node_id=node_id, lag_ms_max=lag_ms_max, now_ms=now_ms)
+        return changed
+
+    return _around(Partition, "become", wrong)
+
+
+# --- idempotence and recovery -----------------------------------------------------------------------------------------
+
+
+@_mutant("the sequence numbers of producers are not checked")
+def sequences_unchecked() -> Any:
+    return mock.patch.object(ProducerStates, "check", lambda self, header, *, sequences=True: None)
+
+
+@_mutant("what producers have sent is forgotten at a restart")
+def producers_lost_at_restart() -> Any:
+    stack = contextlib.ExitStack()
+    stack.enter_context(_around(loading, "read_snapshot", lambda right, *args, **kwargs: (ProducerStates(), right(*args, **kwargs)[1])))
+    stack.enter_context(mock.patch.object(loading.Loader, "_see_producers", lambda self, found: None))
+    return stack
+
+
+@_mutant("what producers have sent is not learned from the leader")
+def producers_unknown_to_followers() -> Any:
+    from raftlog.storage.appends import LogAppends
+
+    def wrong(right: Any, self: Any, records: Any) -> Any:
+        known, self.producers = self.producers, ProducerStates()
+        try:
+            return right(self, records)
+        finally:
+            self.producers = known
+
+    return _around(LogAppends, "append_as_follower", wrong)
+
+
+@_mutant("the same block of producer ids is given away again and again")
+def producer_ids_given_twice() -> Any:
+    def wrong(right: Any, image: Any, request: Any) -> Any:
+        return Decision((), right(image, request).reply)
+
+    return _around(producers, "decide_allocate_producer_ids", wrong)
+
+
+@_mutant("the tail of a log is not checked after a loss of power")
+def torn_tail_accepted() -> Any:
+    return mock.patch.object(segment, "Scan", lambda start, end, *, crc: Scan(start, end, crc=False))
+
+
+# --- the controller ---------------------------------------------------------------------------------------------------
+
+
+@_mutant("leaders are elected from outside the ISR")
+def elect_from_outside_the_isr() -> Any:
+    def wrong(partition: Any, isr: Any, acceptable: Any, election: Any) -> tuple[int, bool]:
+        for node_id in (partition.leader, *partition.replicas):
+            if node_id != NO_NODE and acceptable(node_id):
+                return node_id, node_id not in isr
+        return NO_NODE, False
+
+    return mock.patch.object(elections, "_elect", wrong)
+
+
+@_mutant("an election leaves the leader epoch as it is")
+def leader_epoch_not_raised() -> Any:
+    def wrong(right: Any, partition: Any, change: Any) -> Any:
+        return dataclasses.replace(right(partition, change), leader_epoch=partition.leader_epoch)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_around(images, "changed_partition", wrong))
+    stack.enter_context(_around(partitions, "changed_partition", wrong))
+    return stack
+
+
+def _refusal_without(**ignored: str) -> Any:
+    def wrong(right: Any, image: Any, partition: Any, item: Any, node_id: int, members: Any) -> Any:
+        if partition is None:
+            return right(image, partition, item, node_id, members)
+        known = {name: getattr(item, name) for name in ("leader_epoch", "partition_epoch", "leader_recovery_state")}
+        asked = types.SimpleNamespace(**known | {name: getattr(partition, field) for name, field in ignored.items()})
+        return right(image, partition, asked, node_id, members)
+
+    return _around(partitions, "_refusal", wrong)
+
+
+@_mutant("AlterPartition does not check the partition epoch")
+def alter_partition_without_partition_epoch() -> Any:
+    return _refusal_without(partition_epoch="partition_epoch")
+
+
+@_mutant("AlterPartition admits brokers that are fenced or have another epoch")
+def alter_partition_admits_anybody() -> Any:
+    return mock.patch.object(partitions, "_eligible", lambda image, member, epoch: True)
+
+
+@_mutant("a broker that comes back keeps its places in the ISRs, whatever it has lost")
+def restarted_broker_stays_in_isr() -> Any:
+    def wrong(right: Any, *args: Any, **kwargs: Any) -> Any:
+        decision = right(*args, **kwargs)
+        return Decision([record for record in decision.records if not isinstance(record, r.PartitionChangeRecord)], decision.reply)
+
+    return _around(brokers, "decide_register", wrong)
+
+
+@_mutant("a broker is unfenced before it has seen its own registration")
+def unfenced_without_catching_up() -> Any:
+    stack = contextlib.ExitStack()
+    stack.enter_context(
+        _around(brokers, "decide_heartbeat", lambda right, image, request, **kwargs: right(image, request, **{**kwargs, "registration_offset": -1}))
+    )
+    stack.enter_context(_around(BrokerLifecycle, "start", lambda right, self: (setattr(self, "_ready", True), right(self))[1]))
+    return stack
+
+
+@_mutant("those that follow the active controller skip a record now and then")
+def followers_skip_a_record() -> Any:
+    def wrong(right: Any, self: Controller, batch: CommittedBatch) -> None:
+        records: Iterable[bytes] = batch.records
+        if not self.is_active and batch.base_offset % 5 == 0:
+            records = [value for value in records if not isinstance(r.decode(value), r.PartitionChangeRecord)]
+        right(self, dataclasses.replace(batch, records=list(records)))
+
+    return _around(Controller, "apply", wrong)
+
+
+@_mutant("snapshots miss the topics' configs")
+def snapshot_misses_configs() -> Any:
+    def wrong(right: Any, self: Controller) -> Iterator[bytes]:
+        return (value for value in right(self) if not isinstance(r.decode(value), r.ConfigRecord))
+
+    return _around(Controller, "take_snapshot", wrong)
+
+
+# --- the quorum -------------------------------------------------------------------------------------------------------
+
+
+@_mutant("the metadata log is written, but not synced")
+def journal_not_synced() -> Any:
+    def wrong(self: Journal) -> None:
+        if self._state_dirty:
+            self._files.replace(f"{self._directory}/{STATE_FILE}", self._encode_state())
+            self._state_dirty = False
+        if self._pending:
+            self._write_pending()
+        self._dirty = False
+        self.synced_index = self.last_index
+
+    return mock.patch.object(Journal, "sync", wrong)
+
+
+@_mutant("a voter speaks before what it says is on its disk")
+def speak_before_sync() -> Any:
+    return _without(sync_first=False)
+
+
+@_mutant("a voter forgets its term and vote at a restart")
+def vote_lost() -> Any:
+    return mock.patch.object(Journal, "_read_state", lambda self: None)
+
+
+@_mutant("a follower cuts off entries that agree with an old message's")
+def appends_not_sanitized() -> Any:
+    return _without(append_sanitized=False)
+
+
+@_mutant("a snapshot that the log holds already is installed again")
+def snapshot_durable_late() -> Any:
+    return _without(snapshot_durable_first=False, reconciled_first=False)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@_mutant("an offset commit is answered before it is replicated")
+def offsets_answered_before_replication() -> Any:
+    def wrong(right: Any, self: CoordinatorLog, records: Any) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = right(self, records)
+        if not future.done():
+            future.set_result(None)
+        return future
+
+    return _around(CoordinatorLog, "append", wrong)
+
+
+@_mutant("a new coordinator does not load the groups")
+def groups_not_loaded() -> Any:
+    async def wrong(self: CoordinatorPartition) -> Shard:
+        return Shard(self._settings)
+
+    return mock.patch.object(CoordinatorPartition, "_read", wrong)
+
+
+@_mutant("a coordinator serves after another broker was elected")
+def coordinator_does_not_resign() -> Any:
+    return mock.patch.object(GroupCoordinators, "resigned", lambda self, partition, leader_epoch: None)
+
+
+@_mutant("members of an earlier generation may commit offsets")
+def commits_of_any_generation() -> Any:
+    return mock.patch.object(Group, "validate_commit", lambda self, **_: None)

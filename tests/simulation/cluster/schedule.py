@@ -1,0 +1,109 @@
+"""What happens to a cluster in one simulated life, as data: drawn from the seed, and cut down when a failure is shrunk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+FAULTS_UNTIL_S: Final = 40.0
+FAULT_S_MIN: Final = 0.3
+FAULT_S_MAX: Final = 8.0
+PAUSE_S_MAX: Final = 3.5
+STORM_SHARE: Final = 0.7  # Of the seeds: several faults overlap.
+OPERATIONS_UNTIL_CRASH_MAX: Final = 60
+JUMP_MS_MAX: Final = 3_600_000
+DRIFT_MAX: Final = 0.02
+SHAPES: Final = ((3, 3), (3, 3), (3, 3), (4, 3), (5, 5))  # (nodes, voters among them)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: when it begins and for how long it lasts, in virtual seconds, whom it strikes, and its measure."""
+
+    at_s: float
+    kind: str
+    for_s: float
+    nodes: tuple[int, ...] = ()
+    measure: float = 0.0
+
+    def describe(self) -> str:
+        whom = " ".join(map(str, self.nodes))
+        return f"{self.at_s:.3f} s: {self.kind} {whom} for {self.for_s:.3f} s ({self.measure:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One life: a seed for all that is drawn while it runs, the cluster's shape, and the faults in the order of their beginning."""
+
+    seed: int
+    nodes: int
+    voters: int
+    until_s: float
+    drifts: tuple[float, ...]
+    faults: tuple[Fault, ...]
+
+
+Draw = Callable[[random.Random, list[int]], tuple[tuple[int, ...], float]]
+
+
+def _one(chance: random.Random, nodes: list[int]) -> tuple[tuple[int, ...], float]:
+    return (chance.choice(nodes),), chance.random()
+
+
+def _two(chance: random.Random, nodes: list[int]) -> tuple[tuple[int, ...], float]:
+    return tuple(chance.sample(nodes, 2)), chance.random()
+
+
+def _all(chance: random.Random, nodes: list[int]) -> tuple[tuple[int, ...], float]:
+    return tuple(chance.sample(nodes, len(nodes))), chance.random()
+
+
+# Name, weight, who is struck. What each does is in `nemesis.py`.
+KINDS: Final[tuple[tuple[str, int, Draw], ...]] = (
+    ("kill", 6, _one),
+    ("kill leader", 6, _one),
+    ("crash at a write", 4, _one),
+    ("metadata disk forgets", 4, _one),
+    ("power loss", 4, _one),
+    ("isolate", 5, _one),
+    ("isolate leader", 5, _one),
+    ("silence one way", 4, _one),
+    ("split", 4, _two),
+    ("flap", 2, _two),
+    ("slow link", 3, _two),
+    ("lossy", 3, _all),
+    ("reset connections", 3, _two),
+    ("pause", 4, _one),
+    ("pause leader", 3, _one),
+    ("restart", 4, _one),
+    ("rolling restart", 1, _all),
+    ("kill all", 2, _all),
+    ("all metadata disks forget", 2, _all),
+    ("disk full", 2, _one),
+    ("fsync error", 2, _one),
+    ("clock jump", 2, _one),
+)
+
+
+def plan(seed: int, *, until_s: float = FAULTS_UNTIL_S) -> Plan:
+    """The life that `seed` stands for."""
+    chance = random.Random(seed * 7919 + 17)
+    nodes, voters = chance.choice(SHAPES)
+    names = list(range(1, nodes + 1))
+    drifts = tuple(chance.uniform(-DRIFT_MAX, DRIFT_MAX) for _ in names) if chance.random() < 0.5 else (0.0,) * nodes
+    calm_s_max = 1.5 if chance.random() < STORM_SHARE else 3.0
+    overlapping = calm_s_max < 2
+    faults = []
+    at_s = 0.0
+    while True:
+        at_s += chance.uniform(0.1, calm_s_max)
+        if at_s >= until_s:
+            break
+        kind, _, draw = chance.choices(KINDS, [weight for _, weight, _ in KINDS])[0]
+        struck, measure = draw(chance, names)
+        for_s = chance.uniform(FAULT_S_MIN, PAUSE_S_MAX if kind.startswith("pause") else FAULT_S_MAX)
+        faults.append(Fault(round(at_s, 3), kind, round(for_s, 3), struck, round(measure, 6)))
+        at_s += for_s * (chance.random() * 0.5 if overlapping else 1.0)
+    return Plan(seed, nodes, voters, until_s, drifts, tuple(faults))
