@@ -37,6 +37,9 @@ WARM_UP_TIMEOUT_S: Final = 60.0
 PATIENCE_S: Final = 30.0  # Beyond a scenario's limit: to say how long it really took.
 IN_SYNC_WITHIN_S: Final = 60.0
 CALM_S: Final = 2.0
+ELECT_LEADERS: Final = 43
+PREFERRED: Final = 0
+ELECTION_TIMEOUT_MS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,14 @@ class ChaosRun:
             admin.create_topics([topic])[self.topic].result(READY_TIMEOUT_S)
 
     def _elect_preferred(self) -> None:
-        from confluent_kafka import ElectionType, KafkaException
+        # Asked over the wire: confluent-kafka 2.16's elect_leaders raises a SystemError.
+        from .wire import WireClient
 
-        try:
-            self.session.admin().elect_leaders(ElectionType.PREFERRED, None, request_timeout=10).result(15)
-        except (KafkaException, TimeoutError) as error:
-            self.say(f"the election of preferred leaders did not succeed: {error}")
+        assert self.cluster is not None
+        request = {"election_type": PREFERRED, "topic_partitions": None, "timeout": ELECTION_TIMEOUT_MS}
+        address = next(address for node_id, address in self.cluster.addresses.items() if self.cluster.is_running(node_id))
+        with WireClient(*address, timeout_s=2 * ELECTION_TIMEOUT_MS / 1000) as client:
+            client.request(ELECT_LEADERS, request)
 
     # --- during ---
 
