@@ -151,7 +151,7 @@ class ReplicaManager:
             return
         with self._changing(CREATED_PER_IMAGE_MAX) as changes:
             if first or delta is None:
-                self._remove_strays(image)
+                self._set_strays_aside(image)
                 for name, topic in image.topics.items():
                     self._apply_topic(name, image, topic.partitions.keys(), changes)
             else:
@@ -261,14 +261,13 @@ class ReplicaManager:
         if led:
             changes.roles.append((partition, Change.FOLLOWS, True))
 
-    def _remove_strays(self, image: MetadataImage) -> None:
+    def _set_strays_aside(self, image: MetadataImage) -> None:
         for name, log in list(self._logs.logs.items()):
             topic = image.topics.get(name.topic)
             is_same = topic is not None and log.topic_id in (topic.topic_id, NO_UUID)  # A crash may have left no id.
             state = topic.partitions.get(name.partition) if topic is not None and is_same else None
             if state is None or self._node_id not in state.replicas:
-                logger.info("removing the log of %s (topic id %s): not assigned to this broker any more", name, log.topic_id)
-                self._logs.delete(name)
+                self._logs.set_aside(name)
 
     def _reconfigure(self, name: TopicName, image: MetadataImage) -> None:
         topic = image.topics.get(name)

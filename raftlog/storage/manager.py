@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOGS_AT_ONCE_MAX: Final = 8  # Opened or closed concurrently; more would only wait for the same disk.
 DELETED_SUFFIX: Final = "-delete"
+STRAY_SUFFIX: Final = "-stray"
 FILE_NAME_CHARACTERS_MAX: Final = 255
 _NO_TOPIC_ID: Final = TopicId(int=0)
 _PARTITION_DIRECTORY: Final = re.compile(r"([a-zA-Z0-9._-]+)-(\d+)")
@@ -182,13 +183,29 @@ class LogManager:
 
         Raises KafkaStorageError when the directory can't be renamed; the log is out of use all the same.
         """
+        renamed = self._take_out(topic_partition, DELETED_SUFFIX)
+        if renamed is not None:
+            self._spawn(self._remove_tree(renamed))
+
+    def set_aside(self, topic_partition: TopicPartition) -> None:
+        """Take the log out of use, but keep its files: its directory gets the suffix `-stray`, as in Kafka. Missing is fine.
+
+        For a log that nobody is known to have deleted: should the metadata be what was lost, the records are not.
+        Raises KafkaStorageError as `delete` does.
+        """
+        renamed = self._take_out(topic_partition, STRAY_SUFFIX)
+        if renamed is not None:
+            logger.warning("%s is not assigned to this broker: its log is set aside as %s", topic_partition, renamed)
+
+    def _take_out(self, topic_partition: TopicPartition, ending: str) -> str | None:
+        """Rename the directory of a log and forget the log; the new path, None where there is no such log."""
         log = self._logs.pop(topic_partition, None)
         if log is None:
-            return
+            return None
         self._high_watermarks.pop(topic_partition, None)
         self._to_flush.discard(topic_partition)
         log.abandon()
-        suffix = f".{self._random_id().hex}{DELETED_SUFFIX}"
+        suffix = f".{self._random_id().hex}{ending}"
         renamed = self._path(str(topic_partition)[: FILE_NAME_CHARACTERS_MAX - len(suffix)] + suffix)
         try:
             self._files.rename(log.directory, renamed)
@@ -196,7 +213,7 @@ class LogManager:
             raise KafkaStorageError(str(error)) from error
         log.moved(renamed)
         self._work.set()
-        self._spawn(self._remove_tree(renamed))
+        return renamed
 
     async def _remove_tree(self, directory: str) -> None:
         """Remove a deleted partition file by file, so that large ones don't hold up the event loop for long."""

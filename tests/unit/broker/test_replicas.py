@@ -418,7 +418,7 @@ def test_a_topic_deleted_and_created_anew_begins_empty(tmp_path: pathlib.Path) -
     asyncio.run(main())
 
 
-def test_a_restart_keeps_logs_marks_and_roles_and_removes_strays(tmp_path: pathlib.Path) -> None:
+def test_a_restart_keeps_logs_marks_and_roles_and_sets_strays_aside(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):
             controller.register(2, 1, epoch=2)
@@ -437,6 +437,7 @@ def test_a_restart_keeps_logs_marks_and_roles_and_removes_strays(tmp_path: pathl
             assert broker.manager.append(T0, batch("d"), acks=1, timeout_ms=0).first_offset == 2
 
     asyncio.run(main())
+    assert [path.name.partition(".")[0] for path in tmp_path.glob("**/*-stray")] == ["gone-0"]
 
 
 def test_a_failing_disk_takes_everything_offline_and_tells_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,22 @@ def test_deleting_and_creating_again(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_what_is_set_aside_keeps_its_files_and_is_not_opened_again(tmp_path: Path) -> None:
+    async def scenario() -> bytes:
+        async with opened(tmp_path) as manager:
+            content = await fill(manager)
+            manager.set_aside(NAME)
+            manager.set_aside(NAME)
+            assert manager.get(NAME) is None
+        async with opened(tmp_path) as manager:
+            assert not manager.logs
+        return content
+
+    content = run(scenario())
+    (aside,) = tmp_path.glob("flights-3.*-stray")
+    assert b"".join(path.read_bytes() for path in sorted(aside.glob("*.log"))) == content
+
+
 def test_a_lost_topic_id_is_adopted(tmp_path: Path) -> None:
     async def scenario() -> None:
         manager = manager_in(tmp_path)
