@@ -118,6 +118,7 @@ class Settings:
     # Replication
     replica_lag_time_max_ms: int = setting(30000, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
     fetch_max_bytes: int = setting(57671680, doc="Most bytes of records in one response to a consumer's fetch.", minimum=1024)
+    max_incremental_fetch_session_cache_slots: int = setting(1000, doc="Fetch sessions remembered at a time.", minimum=0)
     replica_fetch_max_bytes: int = setting(1048576, doc="Bytes a follower asks for per partition.", minimum=1)
     replica_fetch_response_max_bytes: int = setting(10485760, doc="Bytes a follower asks for per request.", minimum=1)
     replica_fetch_wait_max_ms: int = setting(500, doc="Longest a follower's fetch waits at the leader.", minimum=1)

@@ -240,6 +240,10 @@ class InvalidFetchSessionEpoch(ApiError):
     code = ErrorCode.invalid_fetch_session_epoch
 
 
+class FetchSessionTopicIdError(ApiError):
+    code = ErrorCode.fetch_session_topic_id_error
+
+
 class FencedLeaderEpoch(ApiError):
     code = ErrorCode.fenced_leader_epoch
 

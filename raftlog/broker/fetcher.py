@@ -2,28 +2,31 @@
 
 A fetch waits at the leader until there is data. When partitions are added meanwhile, or one's back-off ends, a second
 fetch goes out on the same connection at once: the leader then answers the first, so nobody waits for the long poll.
+Fetches are incremental (KIP-227): after the first one each names only what changed at this end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from raftlog.broker.followed import Session, Slot
 from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.partition import Partition
 from raftlog.broker.reads import EARLIEST_TIMESTAMP_MS, LATEST_TIMESTAMP_MS
 from raftlog.config import Settings
 from raftlog.core.metadata.image import MetadataImage
+from raftlog.core.replication.fetch_sessions import EPOCH_MAX, FINAL_EPOCH, INITIAL_EPOCH, NO_SESSION, next_epoch
 from raftlog.core.replication.follower import FollowerState, OutOfRange, backoff_ms, repair_out_of_range, truncation_offset
 from raftlog.environment import Environment
 from raftlog.errors import ApiError, CorruptMessage, ErrorCode, InvalidRecord, KafkaStorageError, RaftlogError, StorageError, error_for
-from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, LeaderEpoch, NodeId, Offset, TopicId
+from raftlog.ids import NO_NODE, LeaderEpoch, NodeId, Offset, TopicId
 from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.apis import ApiKey
-from raftlog.protocol.fetch import FetchedPartition, parse_fetch_response
-from raftlog.protocol.replica_fetch import FETCH_VERSION, encode_partition, encode_replica_fetch
+from raftlog.protocol.fetch import FetchedPartition, FetchResponse, parse_fetch_response
+from raftlog.protocol.replica_fetch import FETCH_VERSION, encode_replica_fetch
 
 CONNECT_TIMEOUT_MS: Final = 5000
 REQUEST_TIMEOUT_MS: Final = 30_000  # Beyond the longest wait at the leader: it hangs. Kafka's replica.socket.timeout.ms.
@@ -32,45 +35,11 @@ SIZE_BYTES_MIN: Final = 1
 
 _NEWS: Final = frozenset({ErrorCode.unknown_leader_epoch, ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
 
+_SESSION_ERRORS: Final = frozenset(
+    {ErrorCode.fetch_session_id_not_found, ErrorCode.invalid_fetch_session_epoch, ErrorCode.fetch_session_topic_id_error}
+)
+
 logger = logging.getLogger(__name__)
-
-
-class Slot:
-    """One followed partition in one leader epoch: what to ask for, encoded once for as long as it holds."""
-
-    __slots__ = ("_asked", "encoded", "failures", "is_repairing", "leader_epoch", "partition", "paused_until")
-
-    def __init__(self, partition: Partition, leader_epoch: LeaderEpoch) -> None:
-        self.partition = partition
-        self.leader_epoch = leader_epoch
-        self.failures = 0
-        self.paused_until = 0.0  # In the loop's time, seconds.
-        self.is_repairing = False  # The leader's range is being asked for.
-        self.encoded = b""
-        self._asked: tuple[Offset, Offset] | None = None
-
-    def encode(self, size_bytes_max: int) -> bytes:
-        """The request's part. The same object as last time as long as the log has not changed, so `is` tells."""
-        log = self.partition.log
-        asked = (log.log_end_offset, log.log_start_offset)
-        if asked != self._asked:
-            self._asked = asked
-            # The last record's epoch, not the latest known one: of that there may be no record, after a leadership without any.
-            last_epoch = log.epochs.epoch_at(asked[0] - 1) if asked[0] > asked[1] else NO_LEADER_EPOCH
-            self.encoded = encode_partition(
-                self.partition.name.partition,
-                leader_epoch=self.leader_epoch,
-                fetch_offset=asked[0],
-                last_fetched_epoch=last_epoch,
-                log_start_offset=asked[1],
-                size_bytes_max=size_bytes_max,
-            )
-        return self.encoded
-
-    def forget(self) -> None:
-        """The log changed: whatever is under way was asked before that."""
-        self._asked = None
-        self.encoded = b""
 
 
 class ReplicaFetchers:
@@ -114,6 +83,12 @@ class ReplicaFetchers:
         for fetcher in self._fetchers.values():
             fetcher.stop()
 
+    def log_start_moved(self, partition: Partition) -> None:
+        """Retention took what was at its beginning."""
+        leader = self._leader_of.get(partition)
+        if leader is not None:
+            self._fetchers[leader].log_start_moved(partition)
+
     async def close(self) -> None:
         self.abandon()
         await asyncio.gather(*(fetcher.stopped() for fetcher in self._fetchers.values()))
@@ -154,6 +129,10 @@ class LeaderFetcher:
         self._leader = leader
         self._on_storage_error = on_storage_error
         self._slots: dict[TopicId, dict[int, Slot]] = {}
+        self._untold: dict[Slot, None] = {}  # Those of which the leader does not know, or not how far they are.
+        self._session: Session | None = None
+        self._ended: Session | None = None  # The next full fetch tells the leader so.
+        self._opening: PeerConnection | None = None  # Where a request for a session is under way.
         self._endpoint: tuple[str, int] | None = None
         self._peer: PeerConnection | None = None
         self._main: asyncio.Task[None] | None = None
@@ -171,14 +150,39 @@ class LeaderFetcher:
         return not self._slots
 
     def add(self, partition: Partition, leader_epoch: LeaderEpoch) -> None:
-        self._slots.setdefault(partition.topic_id, {})[partition.name.partition] = Slot(partition, leader_epoch)
+        slot = Slot(partition, leader_epoch)
+        self._slots.setdefault(partition.topic_id, {})[partition.name.partition] = slot
+        self._untold[slot] = None
         self._has_news = True
 
     def remove(self, partition: Partition) -> None:
         siblings = self._slots.get(partition.topic_id, {})
-        siblings.pop(partition.name.partition, None)
+        slot = siblings.pop(partition.name.partition, None)
         if not siblings:
             self._slots.pop(partition.topic_id, None)
+        if slot is not None:
+            self._untold.pop(slot, None)
+            if self._session is not None:
+                self._session.leave_out(slot)
+
+    def log_start_moved(self, partition: Partition) -> None:
+        slot = self._slots.get(partition.topic_id, {}).get(partition.name.partition)
+        if slot is not None:
+            self._changed(slot)
+
+    def _changed(self, slot: Slot) -> None:
+        """The leader is to be told anew how far this log is."""
+        slot.forget()
+        self._look_again(slot)
+
+    def _look_again(self, slot: Slot) -> None:
+        """The next request has something to say of it: how far the log is, or that it is to be left out for a while."""
+        if self._has(slot):
+            self._untold[slot] = None
+
+    def _has(self, slot: Slot) -> bool:
+        siblings = self._slots.get(slot.partition.topic_id)
+        return siblings is not None and siblings.get(slot.partition.name.partition) is slot
 
     def _all_slots(self) -> Iterator[Slot]:
         for siblings in self._slots.values():
@@ -237,7 +241,7 @@ class LeaderFetcher:
 
     def _has_due(self) -> bool:
         now = asyncio.get_running_loop().time()
-        return any(slot.paused_until <= now and not slot.is_repairing for slot in self._all_slots())
+        return any(slot.is_due(now) for slot in self._all_slots())
 
     async def _connected(self) -> PeerConnection:
         if self._peer is None or self._peer.closed:
@@ -288,47 +292,130 @@ class LeaderFetcher:
 
     async def _round(self, peer: PeerConnection) -> None:
         """One fetch of all that is due: ask, append, and note what failed."""
-        now = asyncio.get_running_loop().time()
-        settings = self._settings
-        asked: dict[TopicId, dict[int, bytes]] = {}
-        for topic_id, siblings in self._slots.items():
-            due = {
-                index: slot.encode(settings.replica_fetch_max_bytes)
-                for index, slot in siblings.items()
-                if slot.paused_until <= now and not slot.is_repairing
-            }
-            if due:
-                asked[topic_id] = due
-        if not asked:
+        session = self._session
+        if session is not None and (session.peer is not peer or session.epoch == EPOCH_MAX):
+            self._end(session)
+            session = None
+        full = session is None
+        if session is None:
+            session = Session(peer, closing=self._ended)
+            body = self._ask_all(session)
+        else:
+            body = self._ask_changed(session)
+        if body is None:
             return
-        body = encode_replica_fetch(
-            [(topic_id, list(due.values())) for topic_id, due in asked.items()],
+        epoch = session.epoch
+        session.epoch = next_epoch(epoch)
+        try:
+            answer = await self._ask(peer, body, opens=full and epoch == INITIAL_EPOCH)
+        except BaseException:
+            self._end(session)
+            raise
+        if answer.error_code in _SESSION_ERRORS:
+            self._end(session)
+            return
+        if answer.error_code:
+            raise error_for(answer.error_code)
+        self._connect_failures = 0
+        if not full and answer.session_id != session.id:
+            self._end(session)
+        elif epoch == INITIAL_EPOCH and answer.session_id != NO_SESSION and not peer.closed:
+            session.id = answer.session_id
+            self._begin(session)
+        self._take_all(session, epoch, answer)
+
+    def _begin(self, session: Session) -> None:
+        """The leader remembers from now on what `session.told` says; tell it what happened since."""
+        self._session = session
+        now = asyncio.get_running_loop().time()
+        for slot in list(session.told):
+            if not self._has(slot):
+                session.leave_out(slot)
+        for slot in self._all_slots():
+            if slot.is_due(now) and session.is_answer_to(slot, INITIAL_EPOCH) and not slot.is_outdated():
+                self._untold.pop(slot, None)
+            else:
+                self._untold[slot] = None
+
+    def _end(self, session: Session) -> None:
+        """What the leader knows is not certain any more: the next fetch is a full one."""
+        if self._session is session:
+            self._session = None
+            self._ended = session
+
+    def _ask_all(self, session: Session) -> bytes | None:
+        """A full fetch; it asks for a session unless another one does. None: nothing is due."""
+        if self._opening is session.peer:
+            session.epoch = FINAL_EPOCH
+        asked: dict[TopicId, list[bytes]] = {}
+        now = asyncio.get_running_loop().time()
+        for topic_id, siblings in self._slots.items():
+            for slot in siblings.values():
+                if slot.is_due(now):
+                    encoded = slot.encode(self._settings.replica_fetch_max_bytes)
+                    session.tell(slot, encoded)
+                    asked.setdefault(topic_id, []).append(encoded)
+        return self._encode(session, asked, {}) if asked else None
+
+    def _ask_changed(self, session: Session) -> bytes | None:
+        """The next fetch of a session. None: nothing is due."""
+        asked: dict[TopicId, list[bytes]] = {}
+        now = asyncio.get_running_loop().time()
+        for slot in list(self._untold):
+            if not slot.is_due(now):
+                session.leave_out(slot)
+                continue
+            encoded = slot.encode(self._settings.replica_fetch_max_bytes)
+            session.tell(slot, encoded)
+            session.gone.pop(slot.key, None)
+            asked.setdefault(slot.partition.topic_id, []).append(encoded)
+            del self._untold[slot]
+        if not session.told:
+            self._end(session)
+            return None
+        forgotten: dict[TopicId, list[int]] = {}
+        for topic_id, index in session.gone:
+            forgotten.setdefault(topic_id, []).append(index)
+        session.gone.clear()
+        return self._encode(session, asked, forgotten)
+
+    def _encode(self, session: Session, asked: Mapping[TopicId, list[bytes]], forgotten: Mapping[TopicId, list[int]]) -> bytes:
+        settings = self._settings
+        return encode_replica_fetch(
+            asked.items(),
             wait_ms_max=settings.replica_fetch_wait_max_ms,
             size_bytes_min=SIZE_BYTES_MIN,
             size_bytes_max=settings.replica_fetch_response_max_bytes,
             replica_id=self._hosted.node_id,
             replica_epoch=self._hosted.own_broker_epoch,
+            session=(session.id, session.epoch),
+            forgotten=forgotten,
         )
+
+    async def _ask(self, peer: PeerConnection, body: bytes, *, opens: bool) -> FetchResponse:
+        if opens:
+            self._opening = peer
         self._in_flight += 1
         try:
             response = await peer.request_raw(ApiKey.FETCH, FETCH_VERSION, (body,), timeout_ms=REQUEST_TIMEOUT_MS)
         finally:
             self._in_flight -= 1
+            if opens and self._opening is peer:
+                self._opening = None
             if self._is_overdue:
                 self._is_overdue = False
                 self._kick()
-        answer = parse_fetch_response(response, FETCH_VERSION)
-        if answer.error_code:
-            raise error_for(answer.error_code)
-        self._connect_failures = 0
+        return parse_fetch_response(response, FETCH_VERSION)
+
+    def _take_all(self, session: Session, epoch: int, answer: FetchResponse) -> None:
         for topic, partitions in answer.topics:
             assert not isinstance(topic, str)
-            slots, due = self._slots.get(topic, {}), asked.get(topic, {})
+            slots = self._slots.get(topic, {})
             for fetched in partitions:
                 slot = slots.get(fetched.partition)
-                # Another object: removed, added anew in another leader epoch, or its log changed since it was asked for.
-                if slot is not None and slot.encoded is due.get(fetched.partition):
-                    self._take(peer, slot, fetched)
+                # Else it was removed, added anew in another leader epoch, or its log changed since the leader was told of it.
+                if slot is not None and session.is_answer_to(slot, epoch):
+                    self._take(session.peer, slot, fetched)
                     if len(fetched.records):
                         self._move_to_end(topic, fetched.partition, slot)
 
@@ -355,8 +442,8 @@ class LeaderFetcher:
                     fetched.records, leader_high_watermark=fetched.high_watermark, leader_start_offset=fetched.log_start_offset
                 )
                 slot.failures = 0
-                if len(fetched.records):
-                    slot.forget()
+                if slot.is_outdated():
+                    self._changed(slot)
         except (KafkaStorageError, StorageError) as error:
             self._on_storage_error(error)
         except (CorruptMessage, InvalidRecord) as error:
@@ -391,11 +478,12 @@ class LeaderFetcher:
     def _cut(self, slot: Slot, offset: Offset) -> None:
         if slot.partition.truncate_to(offset):
             logger.warning("%s: cut at %d, below the high watermark: an unclean election lost records", slot.partition.name, offset)
-        slot.forget()
+        self._changed(slot)
 
     def _refused(self, peer: PeerConnection, slot: Slot, code: ErrorCode) -> None:
         if code == ErrorCode.offset_out_of_range:
             slot.is_repairing = True
+            self._look_again(slot)
             task = asyncio.get_running_loop().create_task(self._repair(peer, slot))
             self._extra.add(task)
             task.add_done_callback(self._extra.discard)
@@ -407,6 +495,7 @@ class LeaderFetcher:
     def _back_off(self, slot: Slot) -> None:
         """Leave the partition out for a while; then fetch it without waiting for the round under way."""
         slot.failures += 1
+        self._look_again(slot)
         loop = asyncio.get_running_loop()
         pause = backoff_ms(slot.failures, wait_ms_max=self._settings.replica_fetch_backoff_ms) / 1000
         slot.paused_until = loop.time() + pause
@@ -436,7 +525,7 @@ class LeaderFetcher:
                 self._cut(slot, repair.offset)
             elif repair.action is OutOfRange.START_AT:
                 partition.start_at(repair.offset)
-                slot.forget()
+                self._changed(slot)
             else:
                 self._back_off(slot)
         except (KafkaStorageError, StorageError) as error:

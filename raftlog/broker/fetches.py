@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.isr import IsrChanges
 from raftlog.broker.partition import Partition
-from raftlog.broker.purgatory import FetchPurgatory, FetchWait
+from raftlog.broker.purgatory import FetchPurgatory, FetchWait, Waiter
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
 from raftlog.environment import Clock
-from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, StorageError
+from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError
 from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, TopicId, TopicName
 
 OK: Final = ErrorCode.none
@@ -33,7 +33,7 @@ class FetchService:
         self._isr_changes = isr_changes
         self._on_storage_error = on_storage_error
         self._tasks: set[asyncio.Task[None]] = set()
-        self.purgatory = FetchPurgatory(self._answer)
+        self.purgatory = FetchPurgatory()
 
     async def close(self) -> None:
         """Answer all that are parked; wait for reads under way."""
@@ -42,15 +42,34 @@ class FetchService:
 
     def fetch(self, limits: FetchLimits, targets: Sequence[FetchTarget]) -> list[Fetched] | Awaitable[list[Fetched]]:
         """See ReplicaManager.fetch."""
-        partitions: list[Partition | None] = []
-        results: list[Fetched] = []
+        answer: list[Fetched] | Awaitable[list[Fetched]] = self.serve(FetchWait(limits, targets, self.answer))
+        return answer
+
+    def serve(self, wait: FetchWait, *, waiter: Waiter | None = None) -> Any:
+        """What `wait` answers: at once, or a future of it. `waiter` is parked in its place, if given."""
+        must_answer, cold = self._begin_all(wait)
+        wait.begun()
+        limits = wait.limits
+        if cold:
+            future = wait.wait()
+            self._read_cold(wait, cold)
+            return future
+        if must_answer or wait.size_bytes >= limits.size_bytes_min:
+            return wait.answer()
+        future = wait.wait()
+        self.purgatory.park(waiter or wait, future, wait_ms_max=limits.wait_ms_max)
+        return future
+
+    def _begin_all(self, wait: FetchWait) -> tuple[bool, list[int]]:
+        """Look at every target: whether there is a reason to answer now, and the indexes of what is cold."""
+        limits, results = wait.limits, wait.results
         cold: list[int] = []
         size_bytes = 0
         now_ms = self._clock.monotonic_ms()
-        must_answer = limits.wait_ms_max <= 0 or not targets
+        must_answer = limits.wait_ms_max <= 0 or not wait.waits_for_anything()
         topic: TopicName | TopicId | None = None
         siblings: Mapping[int, Partition] = {}
-        for index, target in enumerate(targets):
+        for index, target in enumerate(wait.targets):
             if target.topic is not topic:  # Looked up once per topic: hashing its id costs as much as all the rest of a look-up.
                 topic = target.topic
                 siblings = self._hosted.by_topic(topic)
@@ -68,17 +87,10 @@ class FetchService:
             elif result.error_code is not OK or result.diverging is not None:
                 must_answer = True
             size_bytes += len(result.records)
-            partitions.append(partition)
+            wait.partitions.append(partition)
             results.append(result)
-        if limits.is_follower:
-            self.purgatory.supersede(limits.replica_id, partitions)
-        if cold:
-            wait = FetchWait(limits, targets, partitions, results)
-            self._read_cold(wait, cold)
-            return wait.future
-        if must_answer or size_bytes >= limits.size_bytes_min:
-            return results
-        return self.purgatory.park(FetchWait(limits, targets, partitions, results))
+        wait.size_bytes = size_bytes
+        return must_answer, cold
 
     def _begin(self, partition: Partition, limits: FetchLimits, target: FetchTarget, now_ms: int, size_bytes: int) -> Fetched | None:
         """First look at one partition: check, record the follower's progress, read. None: the data is cold."""
@@ -120,7 +132,7 @@ class FetchService:
         )
         return None if records is None else partition.fetched(records)
 
-    def _answer(self, wait: FetchWait) -> None:
+    def answer(self, wait: FetchWait) -> None:
         """A parked fetch is due: read what changed since it was parked."""
         cold = []
         results = wait.results
@@ -137,14 +149,17 @@ class FetchService:
         if cold:
             self._read_cold(wait, cold)
         else:
-            wait.future.set_result(results)
+            wait.finish()
 
     def _again(self, wait: FetchWait, index: int, size_bytes: int) -> Fetched | None:
         target, partition = wait.targets[index], wait.partitions[index]
         assert partition is not None
         try:
             # By name again: meanwhile it may be gone from here, or be another topic's.
-            self._hosted.find_topic(target.topic, target.partition).require_leader(target.leader_epoch)
+            found = self._hosted.find_topic(target.topic, target.partition)
+            found.require_leader(target.leader_epoch)
+            if found is not partition:
+                raise NotLeaderOrFollower(f"{partition.name} was moved away and back while a fetch waited")
             diverging = partition.check_fetch(target)
             if diverging is not None:
                 return partition.fetched(b"", diverging)
@@ -163,7 +178,7 @@ class FetchService:
         for index in cold:
             target, partition = wait.targets[index], wait.partitions[index]
             assert partition is not None
-            if wait.future.done():
+            if wait.future is None or wait.future.done():
                 return
             limits = wait.limits
             size_bytes_max = min(target.size_bytes_max, limits.size_bytes_max - size_bytes)
@@ -181,8 +196,8 @@ class FetchService:
             except (ApiError, StorageError) as error:
                 wait.results[index] = self._failed(target, error)
             size_bytes += len(wait.results[index].records)
-        if not wait.future.done():
-            wait.future.set_result(wait.results)
+        if wait.future is not None and not wait.future.done():
+            wait.finish()
 
     def _failed(self, target: FetchTarget, error: ApiError | StorageError) -> Fetched:
         if isinstance(error, StorageError | KafkaStorageError):

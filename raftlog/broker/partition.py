@@ -134,6 +134,7 @@ class Partition:
         if image.leader_epoch == role.leader_epoch:
             if self.leading is not None:
                 self.leading.apply_metadata(replicas=image.replicas, isr=image.isr, partition_epoch=image.partition_epoch, now_ms=now_ms)
+                self.isr_changed()
             else:
                 role.partition_epoch = max(role.partition_epoch, image.partition_epoch)
             return Change.NOTHING
@@ -181,6 +182,10 @@ class Partition:
         self.purgatory.wake_all(self._consumer_waits)
         self.purgatory.wake_all(self._follower_waits)
 
+    def isr_changed(self) -> None:
+        """Who is in it, or who may be, is another: followers' next fetches are looked at for that."""
+        self.purgatory.look_again(self._follower_waits)
+
     def retire(self, *, offline: bool = False) -> None:
         """No more served: deleted, moved away, or its disk failed. Whoever waits hears it; the log stays as it is."""
         self.offline = offline
@@ -202,12 +207,15 @@ class Partition:
         if acks == -1 and not leading.has_enough_replicas(self.min_insync_replicas):
             raise NotEnoughReplicas(f"the ISR {sorted(leading.isr)} of {self.name} has fewer than {self.min_insync_replicas} members")
         origin = AppendOrigin.COORDINATOR if internal else AppendOrigin.CLIENT
+        end_offset = self.log.log_end_offset
         appended = self.log.append_as_leader(records, leader_epoch=leading.leader_epoch, now_ms=now_wall_ms, origin=origin)
         if appended.duplicate:
             return appended
         size_bytes = len(records)
         self.committed_bytes.appended(appended.last_offset + 1, size_bytes)
         if self._follower_waits:
+            for waiter, place in self._follower_waits:
+                waiter.log_grows(place, leading, end_offset)
             self.purgatory.data_came(self._follower_waits, size_bytes)
         if len(leading.maximal_isr) == 1:  # Otherwise a follower's fetch moves the high watermark, not the append.
             self.advance_high_watermark(now_ms=now_ms, brokers=brokers)
@@ -232,8 +240,7 @@ class Partition:
         if self._consumer_waits:
             # At least 1: what the new leader finds above its old mark was never counted as appended.
             self.purgatory.data_came(self._consumer_waits, max(size_bytes, 1))
-        for wait, index in self._follower_waits:
-            wait.stale.add(index)  # Not woken for it, but the next answer shall carry the new mark.
+        self.purgatory.look_again(self._follower_waits)
         return True
 
     # --- Reading ---
@@ -301,6 +308,16 @@ class Partition:
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> EpochEnd:
         found = EpochEnd(*self.log.end_offset_for_epoch(epoch))
         return found if found.epoch != NO_LEADER_EPOCH else UNKNOWN_EPOCH_END
+
+    def delete_old_segments(self, now_wall_ms: int) -> bool:
+        """By the topic's retention, below the high watermark only. True when the log begins later now."""
+        start_offset = self.log.log_start_offset
+        self.log.delete_old_segments(now_wall_ms, self.high_watermark)
+        if self.log.log_start_offset == start_offset:
+            return False
+        self.purgatory.look_again(self._consumer_waits)
+        self.purgatory.look_again(self._follower_waits)
+        return True
 
     # --- The follower's side ---
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
 from raftlog.errors import ApiError, NotEnoughReplicasAfterAppend, RequestTimedOut
-from raftlog.ids import NodeId, Offset
+from raftlog.ids import Offset
 
 if TYPE_CHECKING:
     from raftlog.broker.partition import Partition
+    from raftlog.core.replication.leader import LeaderState
     from raftlog.storage.log import Appended
 
+NEVER: Final = 2**62  # More bytes than will ever come.
 UNCOMMITTED_SIZES_MAX: Final = 1024  # Appends whose sizes are remembered one by one; beyond, they are merged.
 
 
@@ -110,86 +112,149 @@ class CommittedBytes:
         self._sizes.clear()
 
 
-class FetchWait:
-    """One parked fetch. `results` holds an answer per target; those at `stale` are read again when it is answered."""
+class Waiter:
+    """Whoever is to hear of what is new at partitions: a parked fetch, or a fetch session, which stays when its fetch is answered.
 
-    __slots__ = ("future", "is_follower", "limits", "partitions", "results", "size_bytes", "stale", "targets", "timer")
+    `stale` holds, in order, the places (whatever the waiter calls its partitions) that something happened to.
+    """
 
-    def __init__(self, limits: FetchLimits, targets: Sequence[FetchTarget], partitions: Sequence[Partition | None], results: list[Fetched]) -> None:
-        self.limits = limits
-        self.targets = targets
-        self.partitions = partitions
-        self.results = results
+    __slots__ = ("connection", "future", "is_follower", "replica_id", "size_bytes", "size_bytes_awaited", "stale", "timer")
+
+    def __init__(self, limits: FetchLimits) -> None:
         self.is_follower = limits.is_follower
-        self.size_bytes = sum(len(result.records) for result in results)
-        self.stale: set[int] = set()
-        self.future: asyncio.Future[list[Fetched]] = asyncio.get_running_loop().create_future()
+        self.replica_id = limits.replica_id
+        self.connection: Hashable | None = None  # Whose fetch it is; None: none of another node's.
+        self.size_bytes = 0
+        self.size_bytes_awaited = NEVER  # It is answered when it can have so many.
+        self.stale: dict[Any, None] = {}
+        self.future: asyncio.Future[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
+    def parked(self) -> None:
+        """It waits from now on."""
 
-# At one partition: fetches, each with its place among their targets, in the order of arrival: who waits longest is
+    def unparked(self) -> None:
+        """It waits no more."""
+
+    def due(self) -> None:
+        """Answer with what there is now: resolve `future`."""
+        raise NotImplementedError
+
+    def log_grows(self, place: Any, leading: LeaderState, log_end_offset: Offset) -> None:
+        """The log that ends at `log_end_offset` is about to be appended to."""
+
+
+# At one partition: waiters, each with its place for the partition, in the order of arrival: who waits longest is
 # answered first, and a simulation repeats exactly.
-Waits: TypeAlias = dict[tuple[FetchWait, int], None]
+Waits: TypeAlias = dict[tuple[Waiter, Any], None]
+
+
+class FetchWait(Waiter):
+    """One fetch. `results` holds an answer per target; those at `stale`, indexes, are read again when it is answered late."""
+
+    __slots__ = ("_on_due", "limits", "partitions", "results", "targets")
+
+    def __init__(self, limits: FetchLimits, targets: Sequence[FetchTarget], on_due: Callable[[FetchWait], None]) -> None:
+        super().__init__(limits)
+        self.limits = limits
+        self.targets = targets
+        self.partitions: list[Partition | None] = []
+        self.results: list[Fetched] = []
+        self._on_due = on_due
+
+    def waits_for_anything(self) -> bool:
+        return bool(self.targets)
+
+    def begun(self) -> None:
+        """Every target was looked at for the first time: `partitions` and `results` are complete."""
+
+    def answer(self) -> Any:
+        """What the fetch gets, made of `results`; called once."""
+        return self.results
+
+    def finish(self) -> None:
+        assert self.future is not None
+        self.future.set_result(self.answer())
+
+    def wait(self) -> asyncio.Future[Any]:
+        self.future = asyncio.get_running_loop().create_future()
+        return self.future
+
+    def parked(self) -> None:
+        self.size_bytes_awaited = self.limits.size_bytes_min
+        for index, partition in enumerate(self.partitions):
+            if partition is not None:
+                partition.fetch_waits(self.is_follower)[self, index] = None
+
+    def unparked(self) -> None:
+        for index, partition in enumerate(self.partitions):
+            if partition is not None:
+                partition.fetch_waits(self.is_follower).pop((self, index), None)
+
+    def due(self) -> None:
+        self._on_due(self)
 
 
 class FetchPurgatory:
-    """All parked fetches of a broker. `answer` reads again what is stale and resolves the wait's future."""
+    """All parked fetches of a broker, and all that waits for partitions to change."""
 
-    def __init__(self, answer: Callable[[FetchWait], None]) -> None:
-        self._answer = answer
-        self._parked: dict[FetchWait, None] = {}
-        self._by_replica: dict[NodeId, dict[FetchWait, None]] = defaultdict(dict)
-        self._ready: dict[FetchWait, None] = {}
+    def __init__(self) -> None:
+        self._parked: dict[Waiter, None] = {}
+        self._by_connection: dict[Hashable, dict[Waiter, None]] = {}
+        self._ready: dict[Waiter, None] = {}
         self._scheduled = False
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    def park(self, wait: FetchWait) -> asyncio.Future[list[Fetched]]:
-        """Register with the partitions; the future ends by data, by time (`wait_ms_max`) or by the caller's cancelling it."""
-        self._parked[wait] = None
-        if wait.is_follower:
-            self._by_replica[wait.limits.replica_id][wait] = None
-        for index, partition in enumerate(wait.partitions):
-            if partition is not None:
-                partition.fetch_waits(wait.is_follower)[wait, index] = None
-        wait.timer = asyncio.get_running_loop().call_later(wait.limits.wait_ms_max / 1000, self._release, wait)
-        wait.future.add_done_callback(lambda _: self._forget(wait))
-        return wait.future
+    def park(self, waiter: Waiter, future: asyncio.Future[Any], *, wait_ms_max: int) -> None:
+        """`waiter` waits, to resolve `future`: for data, for `wait_ms_max`, or until the future is cancelled."""
+        self._parked[waiter] = None
+        if waiter.connection is not None:
+            self._by_connection.setdefault(waiter.connection, {})[waiter] = None
+        waiter.future = future
+        waiter.timer = asyncio.get_running_loop().call_later(wait_ms_max / 1000, self.release, waiter)
+        waiter.parked()
+        future.add_done_callback(lambda done: self._forget(waiter) if waiter.future is done else None)
 
     def data_came(self, waits: Waits, size_bytes: int) -> None:
         """`size_bytes` more can be read by `waits` of one partition."""
-        for wait, index in waits:
-            wait.stale.add(index)
-            wait.size_bytes += size_bytes
-            if wait.size_bytes >= wait.limits.size_bytes_min:
-                self._wake(wait)
+        for waiter, place in waits:
+            waiter.stale[place] = None
+            waiter.size_bytes += size_bytes
+            if waiter.size_bytes >= waiter.size_bytes_awaited:
+                self._wake(waiter)
 
-    def supersede(self, replica_id: NodeId, partitions: Sequence[Partition | None]) -> None:
-        """A follower asks again for partitions of its fetch that is parked: answer that one now.
+    def look_again(self, waits: Waits) -> None:
+        """Something changed that is not worth an answer of its own; the next answer shall tell of it."""
+        for waiter, place in waits:
+            waiter.stale[place] = None
 
-        It does so when it has more to ask for than the parked fetch did, and responses come in order.
-        """
-        parked = self._by_replica.get(replica_id)
-        if parked:
-            asked = {partition for partition in partitions if partition is not None}
-            for wait in list(parked):
-                if not asked.isdisjoint(wait.partitions):
-                    self._release(wait)
+    def supersede(self, connection: Hashable) -> None:
+        """The fetcher sent another fetch behind its parked one, as it has more to ask for; responses go out in order."""
+        for waiter in list(self._by_connection.get(connection, ())):
+            self.release(waiter)
 
     def wake_all(self, waits: Waits) -> None:
         """Something other than data changed: answer at once, whatever there is."""
-        for wait, index in waits:
-            wait.stale.add(index)
-            self._wake(wait)
+        for waiter, place in waits:
+            waiter.stale[place] = None
+            self._wake(waiter)
 
     def close(self) -> None:
         """Answer everybody with what there is."""
-        for wait in list(self._parked):
-            self._release(wait)
+        for waiter in list(self._parked):
+            self.release(waiter)
 
-    def _wake(self, wait: FetchWait) -> None:
-        self._ready[wait] = None
+    def release(self, waiter: Waiter) -> None:
+        """Answer now, if it is parked."""
+        if waiter in self._parked:
+            self._forget(waiter)
+            if waiter.future is not None and not waiter.future.done():
+                waiter.due()
+
+    def _wake(self, waiter: Waiter) -> None:
+        self._ready[waiter] = None
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._answer_ready)
@@ -197,23 +262,17 @@ class FetchPurgatory:
     def _answer_ready(self) -> None:
         self._scheduled = False
         ready, self._ready = self._ready, {}
-        for wait in ready:
-            self._release(wait)
+        for waiter in ready:
+            self.release(waiter)
 
-    def _release(self, wait: FetchWait) -> None:
-        if wait in self._parked:
-            self._forget(wait)
-            if not wait.future.done():
-                self._answer(wait)
-
-    def _forget(self, wait: FetchWait) -> None:
-        if wait not in self._parked:
+    def _forget(self, waiter: Waiter) -> None:
+        if waiter not in self._parked:
             return
-        del self._parked[wait]
-        if wait.is_follower:
-            self._by_replica[wait.limits.replica_id].pop(wait, None)
-        if wait.timer is not None:
-            wait.timer.cancel()
-        for index, partition in enumerate(wait.partitions):
-            if partition is not None:
-                partition.fetch_waits(wait.is_follower).pop((wait, index), None)
+        del self._parked[waiter]
+        parked = self._by_connection.get(waiter.connection, {})
+        parked.pop(waiter, None)
+        if not parked:
+            self._by_connection.pop(waiter.connection, None)
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        waiter.unparked()

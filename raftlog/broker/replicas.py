@@ -15,6 +15,7 @@ from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.isr import ControllerRequests, IsrChanges
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
+from raftlog.broker.sessions import SessionFetches
 from raftlog.config import Settings
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage
 from raftlog.core.metadata.image import Partition as PartitionImage
@@ -85,6 +86,7 @@ class ReplicaManager:
         self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
         self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
         self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self.storage_failed)
+        self.sessions = SessionFetches(environment, self._fetches, slots_max=settings.max_incremental_fetch_session_cache_slots)
         self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -435,6 +437,7 @@ class ReplicaManager:
         await self._logs.checkpoint_high_watermarks({partition.name: partition.high_watermark for partition in self._hosted})
 
     def _isr_settled(self, partition: Partition) -> None:
+        partition.isr_changed()
         partition.advance_high_watermark(now_ms=self._clock.monotonic_ms(), brokers=self.image.brokers)
 
     async def _shrink_isrs(self) -> None:
@@ -453,8 +456,8 @@ class ReplicaManager:
     async def _delete_old_segments(self) -> None:
         now_ms = self._clock.wall_ms()
         for partition in list(self._hosted):
-            if self._hosted.by_name.get(partition.name) is partition:
-                partition.log.delete_old_segments(now_ms, partition.high_watermark)
+            if self._hosted.by_name.get(partition.name) is partition and partition.delete_old_segments(now_ms):
+                self._fetchers.log_start_moved(partition)
             await asyncio.sleep(0)  # One partition at a time: a thousand of them must not hold the loop.
 
     def _every(self, interval_ms: int, action: Callable[[], Coroutine[None, None, None]]) -> None:

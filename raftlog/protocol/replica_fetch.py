@@ -6,12 +6,13 @@ Source: https://kafka.apache.org/protocol#The_Messages_Fetch, KIP-516, KIP-595, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
+from types import MappingProxyType
 from typing import Final
 
 from raftlog.ids import BrokerEpoch, LeaderEpoch, NodeId, Offset, TopicId
-from raftlog.protocol.wire import write_size
+from raftlog.protocol.wire import INT32, write_size
 
 FETCH_VERSION: Final = 17
 NO_SESSION: Final = (0, -1)  # Session id and epoch of a request that is complete in itself (KIP-227).
@@ -22,7 +23,7 @@ _HEAD: Final = Struct(">iiibii")
 _PARTITION: Final = Struct(">iiqiqib")
 # one tag: number 1, 13 bytes: replica id, broker epoch, no tags
 _REPLICA_STATE: Final = Struct(">BBBiqB")
-_EMPTY_TAIL: Final = b"\x01\x01"  # No forgotten topics, empty rack id.
+_EMPTY_RACK: Final = b"\x01"
 
 
 def encode_partition(
@@ -45,8 +46,13 @@ def encode_replica_fetch(
     size_bytes_max: int,
     replica_id: NodeId,
     replica_epoch: BrokerEpoch,
+    session: tuple[int, int] = NO_SESSION,
+    forgotten: Mapping[TopicId, Sequence[int]] = MappingProxyType({}),
 ) -> bytes:
-    """The body of a request. `topics` pairs a topic's id with its partitions by `encode_partition`."""
+    """The body of a request. `topics` pairs a topic's id with its partitions by `encode_partition`.
+
+    `session` is id and epoch; `forgotten` are partitions that are to be left out of the session from now on.
+    """
     out = bytearray()
     count = 0
     for topic_id, partitions in topics:
@@ -55,6 +61,12 @@ def encode_replica_fetch(
         write_size(out, len(partitions), flexible=True)
         out += b"".join(partitions)
         out.append(0)
-    head = bytearray(_HEAD.pack(wait_ms_max, size_bytes_min, size_bytes_max, 0, *NO_SESSION))
+    head = bytearray(_HEAD.pack(wait_ms_max, size_bytes_min, size_bytes_max, 0, *session))
     write_size(head, count, flexible=True)
-    return bytes(head) + out + _EMPTY_TAIL + _REPLICA_STATE.pack(1, 1, 13, replica_id, replica_epoch, 0)
+    write_size(out, len(forgotten), flexible=True)
+    for topic_id, partitions_left in forgotten.items():
+        out += topic_id.bytes
+        write_size(out, len(partitions_left), flexible=True)
+        out += b"".join(INT32.pack(partition) for partition in partitions_left)
+        out.append(0)
+    return bytes(head) + out + _EMPTY_RACK + _REPLICA_STATE.pack(1, 1, 13, replica_id, replica_epoch, 0)

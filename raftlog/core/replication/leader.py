@@ -187,6 +187,13 @@ class LeaderState:
         progress.log_end_offset = fetch_offset
         return moved
 
+    def still_caught_up(self, follower: NodeId, *, broker_epoch: BrokerEpoch, fetched_ms: int, leader_end_offset: Offset) -> None:
+        """It fetched again from where it was, last at `fetched_ms`: its session did not name the partition, as nothing was new."""
+        progress = self.followers.get(follower)
+        if progress is not None and progress.log_end_offset == leader_end_offset and progress.broker_epoch == broker_epoch:
+            progress.fetched_ms = max(progress.fetched_ms, fetched_ms)
+            progress.caught_up_ms = max(progress.caught_up_ms, fetched_ms)
+
     # --- The high watermark ---
 
     def advance(self, *, leader_end_offset: Offset, min_insync_replicas: int, now_ms: int, brokers: Brokers) -> bool:

@@ -1,9 +1,8 @@
 """Produce, Fetch and InitProducerId: what producers and fetchers do all day.
 
-Produce v3-v13, Fetch v4-v18, InitProducerId v0-v5. Differences to Kafka: there are no fetch sessions, so a client that asks
-for one is answered with session id 0, which tells it that there is none (KIP-227); there are no transactions yet, and what
-belongs to one is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED: of all codes the one that clients neither retry nor
-take for a mistake of their own.
+Produce v3-v13, Fetch v4-v18, InitProducerId v0-v5. Difference to Kafka: there are no transactions yet, and what belongs to
+one is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED: of all codes the one that clients neither retry nor take for a
+mistake of their own.
 """
 
 from __future__ import annotations
@@ -15,15 +14,25 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.producer_ids import ControllerRequests, ProducerIds
-from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget, Isolation
+from raftlog.broker.reads import FetchLimits, FetchTarget, Isolation
 from raftlog.broker.replicas import ReplicaManager
+from raftlog.broker.sessions import SessionAnswer, SessionRequest
 from raftlog.config import Settings
 from raftlog.environment import Environment
-from raftlog.errors import ApiError, ErrorCode, InvalidRecord, TransactionalIdAuthorizationFailed, UnknownTopicId
+from raftlog.errors import (
+    ApiError,
+    ErrorCode,
+    FetchSessionIdNotFound,
+    FetchSessionTopicIdError,
+    InvalidFetchSessionEpoch,
+    InvalidRecord,
+    TransactionalIdAuthorizationFailed,
+    UnknownTopicId,
+)
 from raftlog.ids import NO_NODE, NodeId, TopicPartition
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
-from raftlog.protocol.fetch import FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
+from raftlog.protocol.fetch import TOPIC_IDS_FROM, FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
 from raftlog.protocol.frames import MalformedFrame
 from raftlog.protocol.messages import Fields
 from raftlog.protocol.produce import NodeEndpoint, ProducedPartition, ProduceRequest, Topic, encode_produce_response, parse_produce_request
@@ -33,9 +42,6 @@ if TYPE_CHECKING:
     from raftlog.storage.log import Appended
 
 LEADER_HINTS_FROM: Final = 10  # Produce: the version since which a response tells who leads (KIP-951).
-NO_SESSION: Final = 0
-FINAL_EPOCH: Final = -1  # Session epochs of a full fetch: outside any session, and the first of a new one.
-INITIAL_EPOCH: Final = 0
 NO_TRANSACTIONS: Final = "transactions are not supported by this cluster"
 
 # Of the header of a record batch: bytes before what its length counts, where the length is, where its attributes are.
@@ -199,12 +205,10 @@ class DataHandlers:
     def fetch(self, context: RequestContext, body: memoryview) -> Response | Awaitable[Response]:
         """Answer Fetch v4-v18 (key 1) of consumers and followers; may wait as long as the request allows.
 
-        Errors are per partition; FETCH_SESSION_ID_NOT_FOUND and INVALID_FETCH_SESSION_EPOCH are for the whole.
+        Errors are per partition; FETCH_SESSION_ID_NOT_FOUND, INVALID_FETCH_SESSION_EPOCH and FETCH_SESSION_TOPIC_ID_ERROR are
+        for the whole. Within a session only what is new is told (KIP-227).
         """
         request = parse_fetch_request(body, context.api_version)
-        error_code = _session_error(request)
-        if error_code is not _OK:
-            return encode_fetch_response(context.api_version, context.correlation_id, (), error_code=error_code)
         targets = [
             FetchTarget(
                 topic,
@@ -218,8 +222,19 @@ class DataHandlers:
             for topic, partitions in request.topics
             for asked in partitions
         ]
-        answer = self._replicas.fetch(self._limits(request), targets)
-        if isinstance(answer, list):
+        session = SessionRequest(
+            session_id=request.session_id,
+            epoch=request.session_epoch,
+            by_topic_id=context.api_version >= TOPIC_IDS_FROM,
+            targets=targets,
+            forgotten=[(topic, index) for topic, indexes in request.forgotten for index in indexes],
+            connection=context.connection,
+        )
+        try:
+            answer = self._replicas.sessions.fetch(self._limits(request), session)
+        except (FetchSessionIdNotFound, InvalidFetchSessionEpoch, FetchSessionTopicIdError) as error:
+            return encode_fetch_response(context.api_version, context.correlation_id, (), error_code=error.code)
+        if isinstance(answer, SessionAnswer):
             return self._encode_fetched(context, request, answer)
         context.cancel_on_close = True
         # A follower sends its next fetch behind one that waits when it has more to ask for; that answers the waiting one.
@@ -239,41 +254,38 @@ class DataHandlers:
             isolation=Isolation.READ_COMMITTED if request.isolation_level == Isolation.READ_COMMITTED else Isolation.READ_UNCOMMITTED,
         )
 
-    async def _finish_fetch(self, context: RequestContext, request: FetchRequest, pending: Awaitable[list[Fetched]]) -> Response:
+    async def _finish_fetch(self, context: RequestContext, request: FetchRequest, pending: Awaitable[SessionAnswer]) -> Response:
         return self._encode_fetched(context, request, await pending)
 
-    def _encode_fetched(self, context: RequestContext, request: FetchRequest, answers: Sequence[Fetched]) -> Response:
+    def _encode_fetched(self, context: RequestContext, request: FetchRequest, answer: SessionAnswer) -> Response:
         # Without transactions none is aborted; a reader of committed records is told so, another is told nothing.
         aborted = () if request.isolation_level == Isolation.READ_COMMITTED else None
         leaders: set[NodeId] = set()
         topics: list[tuple[Topic, list[FetchedPartition]]] = []
-        position = 0
-        for topic, asked in request.topics:
-            fetched = []
-            for partition in asked:
-                error_code, high_watermark, last_stable_offset, log_start_offset, records, diverging, leader_id, leader_epoch = answers[position]
-                position += 1
-                leader = None
-                if leader_id != NO_NODE and error_code in _HINTED:
-                    leader = (leader_id, leader_epoch)
-                    leaders.add(leader_id)
-                fetched.append(
-                    FetchedPartition(
-                        partition.partition,
-                        error_code,
-                        high_watermark,
-                        last_stable_offset,
-                        log_start_offset,
-                        records,
-                        aborted,
-                        NO_NODE,
-                        diverging,
-                        leader,
-                    )
+        for target, fetched in answer.items:
+            error_code, high_watermark, last_stable_offset, log_start_offset, records, diverging, leader_id, leader_epoch = fetched
+            leader = None
+            if leader_id != NO_NODE and error_code in _HINTED:
+                leader = (leader_id, leader_epoch)
+                leaders.add(leader_id)
+            if not topics or (topics[-1][0] is not target.topic and topics[-1][0] != target.topic):
+                topics.append((target.topic, []))
+            topics[-1][1].append(
+                FetchedPartition(
+                    target.partition,
+                    error_code,
+                    high_watermark,
+                    last_stable_offset,
+                    log_start_offset,
+                    records,
+                    aborted,
+                    NO_NODE,
+                    diverging,
+                    leader,
                 )
-            topics.append((topic, fetched))
+            )
         endpoints = self._endpoints(leaders, context.listener) if leaders else []
-        return encode_fetch_response(context.api_version, context.correlation_id, topics, session_id=NO_SESSION, node_endpoints=endpoints)
+        return encode_fetch_response(context.api_version, context.correlation_id, topics, session_id=answer.session_id, node_endpoints=endpoints)
 
     # -- InitProducerId
 
@@ -294,10 +306,3 @@ def _check_unacknowledged(topics: _ProducedTopics) -> None:
             if outcome.error_code:
                 reason = ErrorCode(outcome.error_code).name
                 raise MalformedFrame(f"Produce with acks=0 to {str(topic)!r}, partition {outcome.partition}, failed: {reason}")
-
-
-def _session_error(request: FetchRequest) -> ErrorCode:
-    """No session exists here: only full fetches can be served."""
-    if request.session_epoch in (FINAL_EPOCH, INITIAL_EPOCH):
-        return _OK
-    return ErrorCode.invalid_fetch_session_epoch if request.session_id == NO_SESSION else ErrorCode.fetch_session_id_not_found

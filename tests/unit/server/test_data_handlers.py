@@ -12,8 +12,9 @@ import pytest
 
 from raftlog import config
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
+from raftlog.broker.sessions import SessionAnswer, SessionRequest
 from raftlog.core.metadata.entities import BrokerEndpoint
-from raftlog.errors import ErrorCode, NotLeaderOrFollower, RequestTimedOut, UnknownTopicOrPartition
+from raftlog.errors import ErrorCode, FetchSessionIdNotFound, InvalidFetchSessionEpoch, NotLeaderOrFollower, RequestTimedOut, UnknownTopicOrPartition
 from raftlog.ids import TopicPartition
 from raftlog.network.connection import RequestContext
 from raftlog.protocol import messages
@@ -35,6 +36,7 @@ class Replicas:
         self.appended: list[tuple[TopicPartition, bytes, int, int]] = []
         self.append_result: Any = Appended(40, 40, -1, 70)
         self.fetched: list[tuple[FetchLimits, Sequence[FetchTarget]]] = []
+        self.requests: list[SessionRequest] = []
         self.fetch_result: Any = [Fetched(ErrorCode.none, 10, 10, 0, BATCH)]
 
     def topic_name(self, topic_id: uuid.UUID) -> str | None:
@@ -59,9 +61,31 @@ class Replicas:
             raise self.append_result
         return self.append_result
 
-    def fetch(self, limits: FetchLimits, targets: Sequence[FetchTarget]) -> Any:
-        self.fetched.append((limits, targets))
-        return self.fetch_result
+    @property
+    def sessions(self) -> Any:
+        return types.SimpleNamespace(fetch=self.fetch)
+
+    def fetch(self, limits: FetchLimits, request: SessionRequest) -> Any:
+        """In session 9 at epoch 4 nothing is new; there is no other."""
+        self.fetched.append((limits, request.targets))
+        self.requests.append(request)
+        if request.epoch > 0:
+            if request.session_id != 9:
+                raise FetchSessionIdNotFound("none")
+            if request.epoch != 4:
+                raise InvalidFetchSessionEpoch("4")
+            return SessionAnswer(9, ())
+
+        def answer(results: Any) -> SessionAnswer:
+            return SessionAnswer(0 if request.epoch else 9, list(zip(request.targets, results, strict=True)))
+
+        if isinstance(self.fetch_result, list):
+            return answer(self.fetch_result)
+
+        async def later() -> SessionAnswer:
+            return answer(await self.fetch_result)
+
+        return later()
 
     async def list_offset(self, partition: TopicPartition, timestamp_ms: int, **options: Any) -> TimestampedOffset:
         self._check(partition)
@@ -307,12 +331,16 @@ def test_fetch_that_waits_and_answers_hints_and_divergence() -> None:
 
 @pytest.mark.parametrize(
     ("session_id", "session_epoch", "code"),
-    [(0, -1, "none"), (0, 0, "none"), (9, 0, "none"), (9, -1, "none"), (9, 4, "fetch_session_id_not_found"), (0, 4, "invalid_fetch_session_epoch")],
+    [(0, -1, "none"), (0, 0, "none"), (8, 4, "fetch_session_id_not_found"), (9, 4, "none"), (9, 5, "invalid_fetch_session_epoch")],
 )
-def test_there_are_no_fetch_sessions(session_id: int, session_epoch: int, code: str) -> None:
-    answer = asyncio.run(World().ask(ApiKey.FETCH, 12, fetch_fields(12, session_id=session_id, session_epoch=session_epoch)))
-    assert (answer.error_code.name, answer.session_id) == (code, 0)
-    assert len(answer.responses) == (code == "none")
+def test_fetch_sessions(session_id: int, session_epoch: int, code: str) -> None:
+    world = World()
+    forgotten = [{"topic": "t", "partitions": [3, 4]}]
+    fields = fetch_fields(12, session_id=session_id, session_epoch=session_epoch, forgotten_topics_data=forgotten)
+    answer = asyncio.run(world.ask(ApiKey.FETCH, 12, fields))
+    assert (answer.error_code.name, answer.session_id) == (code, 9 if code == "none" and session_epoch >= 0 else 0)
+    assert len(answer.responses) == (session_epoch <= 0)
+    assert (world.replicas.requests[0].forgotten, world.replicas.requests[0].by_topic_id) == ([("t", 3), ("t", 4)], False)
 
 
 def test_producer_ids_are_given_once_each_and_blocks_asked_for_once() -> None:
