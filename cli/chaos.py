@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .chaos_run import Options, Outcome
 
-ANOMALIES_PRINTED_MAX: Final = 50
+ANOMALIES_PRINTED_MAX: Final = 20
 SECONDS_PER_MINUTE: Final = 60.0
 NODE_COUNTS: Final = (3, 5)
 

@@ -19,6 +19,9 @@ from typing import Any, Final
 from .chaos_history import IDS_PER_PROCESS, Recorder
 
 DELIVERY_TIMEOUT_MS: Final = 8000  # After that a write counts as unsure.
+# librdkafka, once a write has timed out that may have been stored, sends those behind it again under a new producer epoch: they
+# are then duplicates of its own making. So its idempotent producer must be more patient than any fault lasts.
+IDEMPOTENT_DELIVERY_TIMEOUT_MS: Final = 120_000
 REQUEST_TIMEOUT_MS: Final = 4000
 OUTSTANDING_MAX: Final = 400  # Writes without an answer per producer; beyond that it waits.
 FLUSH_TIMEOUT_S: Final = 12.0
@@ -117,7 +120,7 @@ class _Producing:
                 "enable.idempotence": spec.idempotent,
                 "acks": spec.acks,
                 "linger.ms": 5,
-                "message.timeout.ms": DELIVERY_TIMEOUT_MS,
+                "message.timeout.ms": IDEMPOTENT_DELIVERY_TIMEOUT_MS if spec.idempotent else DELIVERY_TIMEOUT_MS,
                 "request.timeout.ms": REQUEST_TIMEOUT_MS,
                 **own,
             }
