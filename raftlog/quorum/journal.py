@@ -108,6 +108,8 @@ class Journal:
         self._term = 0
         self._voted_for: NodeId | None = None
         self._state_dirty = False
+        self._synced_offset: Offset = 0  # Before it, everything is on the disk ...
+        self._promised_offset: Offset = 0  # ... and this much of it is promised by the state file: a log that is shorter was damaged.
         self.own_epoch_only = True  # Switched off only to show what it is worth.
         self.synced_index = FIRST_INDEX
 
@@ -216,14 +218,14 @@ class Journal:
     def sync(self) -> None:
         """Make entries, term and vote durable; costs nothing where nothing changed. Raises StorageError."""
         if self._state_dirty:
-            self._files.replace(f"{self._directory}/{STATE_FILE}", self._encode_state())
-            self._state_dirty = False
+            self._write_state()
         if self._pending:
             self._write_pending()
         if self._dirty:
             self._segments[-1].file.sync()
             self._dirty = False
         self.synced_index = self.last_index
+        self._synced_offset = self.end_offset
 
     def _write_pending(self) -> None:
         segment = self._segments[-1] if self._segments else None
@@ -246,15 +248,29 @@ class Journal:
         self._segments.append(segment)
         return segment
 
+    def _write_state(self) -> None:
+        self._files.replace(f"{self._directory}/{STATE_FILE}", self._encode_state())
+        self._state_dirty = False
+        self._promised_offset = self._synced_offset
+
+    def _retract(self, end_offset: Offset) -> None:
+        """Promise no more than what lies before `end_offset`: the rest is about to go."""
+        self._synced_offset = min(self._synced_offset, end_offset)
+        if self._promised_offset > end_offset:
+            self._write_state()
+
     def _encode_state(self) -> bytes:
-        """Kafka's `quorum-state`, data version 0: that of a voter set fixed by configuration."""
+        """Kafka's `quorum-state`, data version 0: that of a voter set fixed by configuration.
+
+        `appliedOffset`, which Kafka reserves, says up to where the log was on the disk when this was written.
+        """
         return json.dumps(
             {
                 "clusterId": "",
                 "leaderId": NO_NODE,
                 "leaderEpoch": self._term,
                 "votedId": NO_NODE if self._voted_for is None else self._voted_for,
-                "appliedOffset": 0,
+                "appliedOffset": self._synced_offset,
                 "currentVoters": [{"voterId": voter} for voter in self._voters],
                 "data_version": 0,
             },
@@ -269,6 +285,7 @@ class Journal:
         if position >= len(self._entries):
             return
         end_offset = self._base_offsets[position]
+        self._retract(end_offset)
         written = len(self._positions)
         del self._entries[position:]
         del self._base_offsets[position:]
@@ -307,6 +324,7 @@ class Journal:
 
     def reset(self, snapshot: Snapshot) -> None:
         """Begin anew after a snapshot, which must be durable: everything in the log goes."""
+        self._retract(snapshot.id.end_offset)
         while self._segments:
             self._drop_segment(self._segments.pop())  # The newest first: what a crash leaves is a prefix.
         self._files.sync_directory(self._directory)
@@ -317,12 +335,19 @@ class Journal:
         self._pending.clear()
         self._dirty = False
         self.synced_index = snapshot.index
+        self._synced_offset = self.end_offset
 
     def _drop_segment(self, segment: Segment) -> None:
         segment.file.close()
         self._files.remove(segment.path)
 
     def close(self) -> None:
+        """Close the files; what is on the disk by now is promised to be there at the next start."""
+        if self._promised_offset < self._synced_offset and not self._state_dirty:
+            try:
+                self._write_state()
+            except StorageError as error:
+                _log.warning("the end of the metadata log is not noted: %s", error)
         for segment in self._segments:
             segment.file.close()
         self._segments.clear()
@@ -336,9 +361,12 @@ class Journal:
         does with a log that does not begin at the snapshot: it clears it.
         """
         self._files.make_directory(self._directory)
-        self._read_state()
+        has_state = self._read_state()
         anchor = snapshot or ORIGIN
-        stored = self._read_segments()
+        stored, size_bytes = self._read_segments()
+        self._check_complete(stored, anchor, has_state=has_state)
+        if self._segments:
+            self._secure_tail(self._segments[-1], size_bytes)
         if not stored:
             self.reset(anchor)
             return
@@ -350,6 +378,17 @@ class Journal:
             self.reset(anchor)
             return
         self._number(stored, anchor, below)
+
+    def _check_complete(self, stored: list[_Stored], anchor: Snapshot, *, has_state: bool) -> None:
+        """A crash takes only what was not synced. Who lost more has forgotten what it acknowledged, and must not take part."""
+        if stored and not has_state:
+            raise StorageError(f"{self._directory}/{STATE_FILE} is missing: this voter would forget its votes; restore the directory")
+        end_offset = max(self.end_offset, anchor.id.end_offset)
+        if end_offset < self._promised_offset:
+            raise StorageError(
+                f"{self._directory} is damaged: it can be read up to offset {end_offset}, but was written and synced up to offset "
+                f"{self._promised_offset}; restore the directory"
+            )
 
     def _count_below(self, stored: list[_Stored], anchor: Snapshot) -> int | None:
         """How many batches lie below the snapshot; None where the log does not hold the snapshot's last entry."""
@@ -377,23 +416,28 @@ class Journal:
             self._base_offsets.append(batch.base_offset)
             self._positions.append(batch.position)
         self.synced_index = self.last_index
+        self._synced_offset = self.end_offset
 
-    def _read_state(self) -> None:
+    def _read_state(self) -> bool:
+        """Whether there is a state file. Raises StorageError where it is damaged."""
         path = f"{self._directory}/{STATE_FILE}"
         if not self._files.exists(path):
-            return
+            return False
         try:
             state = json.loads(self._files.read(path))
             term, voted_for = int(state["leaderEpoch"]), int(state["votedId"])
-        except (ValueError, KeyError, TypeError) as error:
+            self._promised_offset = int(state.get("appliedOffset", 0))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{path} is damaged: {error!r}") from None
         self._term = max(term, 0)
         self._voted_for = None if voted_for == NO_NODE else voted_for
+        return True
 
-    def _read_segments(self) -> list[_Stored]:
-        """All whole batches in order; opens the segments, cuts the last one at the first bad batch."""
+    def _read_segments(self) -> tuple[list[_Stored], int]:
+        """All whole batches in order, up to the first bad one, and the size of the last file; opens the segments."""
         names = [name for name in self._files.list(self._directory) if _LOG_NAME.fullmatch(name)]
         stored: list[_Stored] = []
+        size_bytes = 0
         for number, name in enumerate(names):
             base_offset = int(name[:_LOG_NAME_LENGTH])
             path = f"{self._directory}/{name}"
@@ -403,12 +447,11 @@ class Journal:
             segment = Segment(base_offset, path, self._files.open(path))
             self._segments.append(segment)
             content = self._files.read(path)
+            size_bytes = len(content)
             self._read_batches(content, segment, stored)
-            if segment.size_bytes < len(content):
-                if number + 1 < len(names):
-                    raise StorageError(f"{path} is damaged at byte {segment.size_bytes}, and it is not the last segment")
-                self._cut_tail(segment, len(content))
-        return stored
+            if segment.size_bytes < size_bytes and number + 1 < len(names):
+                raise StorageError(f"{path} is damaged at byte {segment.size_bytes}, and it is not the last segment")
+        return stored, size_bytes
 
     def _read_batches(self, content: bytes, segment: Segment, stored: list[_Stored]) -> None:
         position = 0
@@ -426,8 +469,10 @@ class Journal:
             position = end
         segment.size_bytes = position
 
-    def _cut_tail(self, segment: Segment, size_bytes: int) -> None:
-        cut_bytes = size_bytes - segment.size_bytes
-        _log.warning("%s: cut %d bytes after offset %d, which a crash left half written", segment.path, cut_bytes, self.end_offset)
-        segment.file.truncate(segment.size_bytes)
+    def _secure_tail(self, segment: Segment, size_bytes: int) -> None:
+        """Cut off a bad end. The rest was read, but perhaps from memory: it counts as synced only once it is."""
+        if segment.size_bytes < size_bytes:
+            cut_bytes = size_bytes - segment.size_bytes
+            _log.warning("%s: cut %d bytes after offset %d, which a crash left half written", segment.path, cut_bytes, self.end_offset)
+            segment.file.truncate(segment.size_bytes)
         segment.file.sync()

@@ -28,6 +28,8 @@ def opened(files: MemoryFiles, snapshot: Snapshot | None = None, *, segment_byte
 
 
 def fill(journal: Journal, count: int, *, term: int, records: int = 2) -> None:
+    if journal.term < term:
+        journal.set_term(term, None)
     for number in range(count):
         values = [b"%d.%d" % (number, position) for position in range(records)]
         journal.add(propose_command(values, epoch=term, now_ms=5), journal.last_index + 1, term)
@@ -217,3 +219,53 @@ def test_records_come_back() -> None:
     (_, (command, _, _)) = opened(files).entries
     assert command[:1] == KIND_RECORDS
     assert [record.value for record in decode_batch(command[1:])] == [b"0.0", b"0.1", b"0.2"]
+
+
+def damaged(files: MemoryFiles, position: int) -> None:
+    path = f"{DIRECTORY}/{0:020d}.log"
+    content = bytearray(files.read(path))
+    content[position] ^= 0xFF
+    files.replace(path, bytes(content))
+
+
+def test_damage_below_what_was_synced_is_no_crash() -> None:
+    files = MemoryFiles()
+    journal = opened(files)
+    journal.set_term(1, 1)
+    fill(journal, 3, term=1)
+    journal.close()
+    whole = files.read(f"{DIRECTORY}/{0:020d}.log")
+    damaged(files, 150)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="can be read up to offset 2, but was written and synced up to offset 6"):
+            opened(files)
+    assert len(files.read(f"{DIRECTORY}/{0:020d}.log")) == len(whole), "nothing of it is cut off"
+    damaged(files, 150)
+    assert opened(files).end_offset == 6
+    files.remove(f"{DIRECTORY}/{0:020d}.log")
+    with pytest.raises(StorageError, match="damaged"):
+        opened(files)
+
+
+def test_a_forgotten_vote_is_noticed() -> None:
+    files = MemoryFiles()
+    journal = opened(files)
+    journal.set_term(1, 1)
+    fill(journal, 1, term=1)
+    files.remove(f"{DIRECTORY}/quorum-state")
+    with pytest.raises(StorageError, match="quorum-state is missing"):
+        opened(files)
+
+
+def test_what_a_new_leader_truncates_is_promised_no_more() -> None:
+    files = MemoryFiles()
+    journal = opened(files)
+    journal.set_term(1, 1)
+    fill(journal, 3, term=1)
+    journal.set_term(2, None)
+    journal.sync()
+    journal.truncate_from(2)
+    journal = opened(files)
+    assert (journal.end_offset, journal.term) == (2, 2)
+    journal.reset(Snapshot(SnapshotId(1, 1), 2))
+    assert opened(files, Snapshot(SnapshotId(1, 1), 2)).end_offset == 1
