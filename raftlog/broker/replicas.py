@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from raftlog.broker.fetcher import ReplicaFetchers
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 INTERNAL_APPEND_TIMEOUT_MS: Final = 60_000  # Coordinators stop waiting sooner, but apply what is committed late.
 COMMITTED_READ_BYTES: Final = 1 << 20
 COMMITTED_READ_WAIT_MS: Final = 1000
-CREATED_PER_IMAGE_MAX: Final = 32  # Logs that `apply_metadata` makes itself; one takes 0.3 ms, more on a slow disk.
-CREATED_PER_SLICE_MAX: Final = 8  # Of the rest, between two turns of the event loop.
+CREATED_PER_IMAGE_MAX: Final = 8  # Logs that `apply_metadata` makes itself; one takes 0.3 ms, 2 ms on a busy disk.
+CREATED_PER_SLICE_MAX: Final = 4  # Of the rest, between two turns of the event loop.
+SLICES_PER_FETCH: Final = 16  # Fetchers hear of new partitions in larger portions: each is a request of its own.
 
 _Role = tuple[Partition, Change, bool]  # What became of it, and whether this broker led it before.
 
@@ -168,22 +170,28 @@ class ReplicaManager:
 
     async def _create_rest(self) -> None:
         try:
-            while self._to_create:
+            for slice_number in count(1):
                 await asyncio.sleep(0)
-                with self._changing(CREATED_PER_SLICE_MAX) as changes:
+                if not self._to_create:
+                    break
+                with self._changing(CREATED_PER_SLICE_MAX, follow=slice_number % SLICES_PER_FETCH == 0) as changes:
                     while self._to_create and changes.creations_left > 0:
                         name = next(iter(self._to_create))
                         del self._to_create[name]
                         if name.topic in self.image.topics:
                             self._apply_topic(name.topic, self.image, (name.partition,), changes)
+            self._fetchers.apply(self.image)
         except Exception:
             logger.exception("%d partitions are not hosted: creating their logs failed", len(self._to_create) + 1)
         finally:
             self._creation = None
 
     @contextmanager
-    def _changing(self, creations: int) -> Iterator[_Changes]:
-        """Collect changes of roles, then tell fetchers and listeners of them. A failing disk takes everything offline."""
+    def _changing(self, creations: int, *, follow: bool = True) -> Iterator[_Changes]:
+        """Collect changes of roles, then tell listeners of them, and fetchers if they shall `follow` at once.
+
+        A failing disk takes everything offline.
+        """
         changes = _Changes(creations)
         try:
             yield changes
@@ -191,7 +199,8 @@ class ReplicaManager:
             self._to_create.clear()
             self.storage_failed(error)
             return
-        self._fetchers.apply(self.image)
+        if follow:
+            self._fetchers.apply(self.image)
         for partition, change, led in changes.roles:
             self._tell_listeners(partition, change, led)
 

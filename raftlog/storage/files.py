@@ -162,7 +162,12 @@ class OsFiles:
 
     def make_directory(self, path: str) -> None:
         try:
-            os.makedirs(path, exist_ok=True)
+            try:
+                os.mkdir(path)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:  # Rare; looking for the parents first would cost every new partition a call.
+                os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise _failure("create directory", path, error) from error
 

@@ -226,6 +226,7 @@ class Cluster:
             raise error_for(result.error_code, result.error_message)
         images = (node.metadata.wait_for(lambda image: name in image.topics, timeout_ms=timeout_ms) for node in self._nodes.values())
         await asyncio.gather(*images)
+        await asyncio.gather(*(node.broker.replicas.wait_until_created() for node in self._nodes.values() if node.broker is not None))
 
     def _broker_of(self, node_id: NodeId) -> BrokerRole:
         broker = self._nodes[node_id].broker
