@@ -166,9 +166,9 @@ class Bench:
             if ordered != sorted(ordered, key=lambda value: int(value[1:])):
                 raise Failure(f"the records of {key} changed their order")
 
-    def _topic(self, partitions: int = PARTITIONS) -> str:
+    def _topic(self, partitions: int = PARTITIONS, **config: str) -> str:
         name = f"t-{uuid.uuid4().hex[:8]}"
-        self._admin.create_topics([NewTopic(name, partitions, 3)])[name].result(COMMAND_TIMEOUT_S)
+        self._admin.create_topics([NewTopic(name, partitions, 3, config=config)])[name].result(COMMAND_TIMEOUT_S)
         wait_until(lambda: len([x for x in self.cluster.leaders(name).values() if x > 0]) == partitions, what=f"leaders of {name}", timeout_s=20)
         return name
 
@@ -325,7 +325,7 @@ def run(command: Command, *, lines_per_s: float | None = None) -> subprocess.Com
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip() and "SLF4J" not in line]
     wanted = [line for line in lines if re.search("rror|xception|ail", line)] or lines
-    return wanted[0][:300] if wanted else "nothing was said"
+    return " ".join(wanted[:2])[:400] if wanted else "nothing was said"
 
 
 def try_feature(feature: Callable[[], None]) -> tuple[str, str]:

@@ -220,10 +220,11 @@ class Java(Client):
         (place / "pom.xml").write_text(f"{head}<dependencies>{wanted}</dependencies></project>", encoding="utf-8")
         fetch(["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"], place)
         self._classes = str(place / "lib" / "*")
-        self._idempotent = place / "idempotent.properties"
+        self._retrying = place / "retrying.properties"
+        self._retrying.write_text("retries=2147483647\nenable.idempotence=true\n", encoding="utf-8")
 
     def tool(self, name: str, *arguments: str, lines: tuple[str, ...] = ()) -> Command:
-        main = name if "." in name else f"org.apache.kafka.tools.{name}"
+        main = name if name.startswith("kafka.") else f"org.apache.kafka.tools.{name}"
         return Command(["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", self._classes, main, *arguments], lines)
 
     def at(self, name: str, *arguments: str, lines: tuple[str, ...] = ()) -> Command:
@@ -239,7 +240,8 @@ class Java(Client):
         return self.at("ConsoleProducer", "--topic", topic, *told, *settings, lines=tuple(f"n:{n}|{key};{value}" for key, value, n in parts))
 
     def failover(self, topic: str, lines: tuple[str, ...]) -> Command | None:
-        count = ["--max-messages", str(len(lines)), "--throughput", "250", "--acks", "-1", "--value-prefix", "7"]
+        # Of itself this program does not retry, which an ordinary producer does.
+        count = ["--max-messages", str(len(lines)), "--throughput", "250", "--acks", "-1", "--producer.config", str(self._retrying)]
         return self.at("VerifiableProducer", "--topic", topic, *count)
 
     def acknowledged(self, out: str, sent: list[str], *, succeeded: bool) -> set[str]:

@@ -40,11 +40,17 @@ def configs(bench: Bench) -> None:
     java, topic = _java(bench), bench._topic()
     entity = ["--entity-type", "topics", "--entity-name", topic]
     tool = "kafka.admin.ConfigCommand"
-    _ask(bench, java.at(tool, "--alter", *entity, "--add-config", "retention.ms=7200000,cleanup.policy=delete"), "Completed updating config")
+    _ask(bench, java.at(tool, "--alter", *entity, "--add-config", "retention.ms=7200000,max.message.bytes=2000000"), "Completed updating config")
     _ask(bench, java.at(tool, "--describe", *entity), "retention.ms=7200000")
     _ask(bench, java.at(tool, "--alter", *entity, "--delete-config", "retention.ms"), "Completed updating config")
     _ask(bench, java.at(tool, "--describe", *entity, "--all"), "retention.ms=604800000")
     _ask(bench, java.at(tool, "--describe", "--entity-type", "brokers", "--entity-name", "1", "--all"), "log.retention|min.insync.replicas")
+
+
+def cleanup_policy(bench: Bench) -> None:
+    java, topic = _java(bench), bench._topic()
+    entity = ["--entity-type", "topics", "--entity-name", topic]
+    _ask(bench, java.at("kafka.admin.ConfigCommand", "--alter", *entity, "--add-config", "cleanup.policy=delete"), "Completed updating config")
 
 
 def groups(bench: Bench) -> None:
@@ -122,20 +128,26 @@ def reassign(bench: Bench) -> None:
 
 def dump_log(bench: Bench) -> None:
     """Its own reader over our partition's log and indexes: every batch valid, the indexes in agreement."""
-    java, topic = _java(bench), bench._topic(1)
-    bench._send(topic, range(100))
+    # Indexes are written when a segment is full: the first of several is looked at.
+    java, topic = _java(bench), bench._topic(1, **{"segment.bytes": str(2**20), "index.interval.bytes": "500"})
+    for start in range(0, 60_000, 2000):
+        bench._send(topic, range(start, start + 2000))
     segment = _segment(bench, f"{topic}-0")
-    out = _ask(bench, java.tool("DumpLogSegments", "--files", str(segment), "--deep-iteration", "--print-data-log"), "isvalid: true", "payload: v99")
+    reader = "kafka.tools.DumpLogSegments"
+    out = _ask(bench, java.tool(reader, "--files", str(segment), "--deep-iteration", "--print-data-log"), "isvalid: true", "payload: v99$")
     bench._expect("isvalid: false" in out, False)
     for suffix in (".index", ".timeindex"):
-        said = bench._run(java.tool("DumpLogSegments", "--files", str(segment.with_suffix(suffix)), "--index-sanity-check"))
-        bench._expect("passed sanity check" in said or said, True)
+        index = segment.with_suffix(suffix)
+        bench._expect(index.exists() and index.stat().st_size > 0, True)
+        said = bench._run(java.tool(reader, "--files", str(index), "--verify-index-only"))
+        bench._expect(re.findall("(?i)mismatch.*|out of order.*", said), [])
+        _ask(bench, java.tool(reader, "--files", str(index), "--index-sanity-check"), "passed sanity check")
 
 
 def dump_metadata(bench: Bench) -> None:
     java = _java(bench)
     segment = _segment(bench, "__cluster_metadata-0")
-    decoded = java.tool("DumpLogSegments", "--files", str(segment), "--cluster-metadata-decoder")
+    decoded = java.tool("kafka.tools.DumpLogSegments", "--files", str(segment), "--cluster-metadata-decoder")
     out = _ask(bench, decoded, '"type":"TOPIC_RECORD"', '"type":"PARTITION_RECORD"', '"type":"REGISTER_BROKER_RECORD"')
     bench._expect("Could not decode" in out or "isvalid: false" in out, False)
 
@@ -144,19 +156,21 @@ def dump_offsets(bench: Bench) -> None:
     java = _java(bench)
     found: list[Any] = []
     for directory in Path(bench.cluster.directory).glob("node-1/*/__consumer_offsets-*"):
-        out = bench._run(java.tool("DumpLogSegments", "--files", str(next(directory.glob("*.log"))), "--offsets-decoder"))
+        out = bench._run(java.tool("kafka.tools.DumpLogSegments", "--files", str(next(directory.glob("*.log"))), "--offsets-decoder"))
         found += re.findall(r"offset_commit|group_metadata|payload: \{", out)
         bench._expect("Could not decode" in out, False)
     bench._expect(bool(found), True)
 
 
 def _segment(bench: Bench, partition: str) -> Path:
-    return max(Path(bench.cluster.directory).glob(f"node-1/*/{partition}/*.log"))
+    """The first one on node 1, which all nodes' replicas equal."""
+    return min(Path(bench.cluster.directory).glob(f"node-1/*/{partition}/*.log"))
 
 
 JAVA_TOOLS: Final[dict[str, Callable[[Bench], None]]] = {
     "kafka-topics: list, alter, describe": topics,
     "kafka-configs: topics, brokers": configs,
+    "kafka-configs: cleanup.policy=delete": cleanup_policy,
     "kafka-consumer-groups: list, describe, reset, delete": groups,
     "kafka-metadata-quorum: status, replication": metadata_quorum,
     "kafka-leader-election: preferred": leader_election,

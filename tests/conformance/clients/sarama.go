@@ -144,14 +144,13 @@ func (member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.Con
 	for message := range claim.Messages() {
 		fmt.Printf("record %s\n", message.Value)
 		session.MarkMessage(message, "")
-		session.Commit()
 	}
 	return nil
 }
 
 func group(topic, name string) {
 	config := settings()
-	config.Consumer.Offsets.AutoCommit.Enable = false
+	config.Consumer.Offsets.AutoCommit.Interval = 200 * time.Millisecond
 	opened, err := sarama.NewConsumerGroup(bootstrap(), name, config)
 	must(err)
 	ended, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
