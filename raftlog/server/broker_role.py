@@ -187,7 +187,9 @@ class BrokerRole:
         return self._dispatch_later(context, bytes(body))
 
     async def _dispatch_later(self, context: RequestContext, body: bytes) -> Response:
+        context.cancel_on_close = True  # Nothing has begun yet: of a client that goes away nothing may stay behind.
         await self._serving.wait()
+        context.cancel_on_close = False
         response = self.router.dispatch(context, memoryview(body))
         if response is None or isinstance(response, list | tuple):
             return response
