@@ -68,11 +68,13 @@ def main() -> int:
     )
     parser.add_argument("--trace", action="store_true", help="print each life's whole trace")
     parser.add_argument("--shrink", action="store_true", help="cut a failing life down to the faults that it needs, and print its trace")
-    parser.add_argument("--mutants", nargs="?", const="all", metavar="NAME", choices=["all", *MUTANTS], help="plant known bugs; all must be caught")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="plant known bugs, these or all; each must be caught")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)  # What nodes log about faults is theirs; problems are reported here.
-    if arguments.mutants:
-        return run_mutants(list(MUTANTS) if arguments.mutants == "all" else [arguments.mutants], first=arguments.seed)
+    if arguments.mutants is not None:
+        if unknown := set(arguments.mutants) - MUTANTS.keys():
+            parser.error(f"no such mutant: {', '.join(sorted(unknown))}; there are {', '.join(MUTANTS)}")
+        return run_mutants(arguments.mutants or list(MUTANTS), first=arguments.seed)
     return run_seeds(arguments)
 
 

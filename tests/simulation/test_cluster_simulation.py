@@ -16,6 +16,10 @@ from tests.simulation.cluster.simulate import simulate
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(1, 9)
 SHORT_S = 15.0
+# Lives in which something was found, with the virtual seconds of faults that it took.
+REGRESSIONS = {
+    27: 40.0,  # Requests that waited for a broker to serve stayed for ever when their clients had gone.
+}
 HASH_OF_SEED = f"""
 import logging; logging.disable(logging.CRITICAL)
 from tests.simulation.cluster.simulate import simulate
@@ -35,6 +39,11 @@ def test_a_life_of_a_cluster(seed: int) -> None:
     outcome = simulate(seed, faults_until_s=SHORT_S)
     assert not outcome.problems, f"scripts/simulate --seed {seed} --seeds 1 --faults-until {SHORT_S:g}"
     assert outcome.verdict.sends_acknowledged > 20, f"seed {seed}: too little happened for it to mean anything"
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_a_life_that_found_something(seed: int) -> None:
+    assert not simulate(seed, faults_until_s=REGRESSIONS[seed]).problems
 
 
 def test_a_seed_repeats_exactly_in_every_process() -> None:

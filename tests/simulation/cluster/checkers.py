@@ -58,6 +58,8 @@ class Watch:
                 self._check_partition(name, partition)
                 if known is not None and known.topic_id == topic.topic_id and number in known.partitions:
                     self._check_change(name, known.partitions[number], partition)
+                    if known.partitions[number].isr != partition.isr and partition.leader in self._cluster.nodes:
+                        self._check_isr(name, partition)  # Before the leader, or anybody else, hears of it.
 
     def _check_brokers(self, before: MetadataImage, image: MetadataImage) -> None:
         """Whoever is unfenced has seen its own registration, and so all that it is to host."""
@@ -132,8 +134,10 @@ class Watch:
     def _mark_of_leader(self, name: TopicPartition, partition: Partition) -> int | None:
         """Where the leader knows that it leads in the newest epoch."""
         leader = self._cluster.nodes[partition.leader]
-        own = leader.image.partition(name)
-        if leader.broker is None or own is None or own.leader_epoch != partition.leader_epoch or not self._cluster.is_current(partition.leader):
+        own = leader.image.topics.get(name.topic)
+        if leader.broker is None or own is None or own.topic_id != self._latest.topics[name.topic].topic_id:
+            return None
+        if own.partitions[name.partition].leader_epoch != partition.leader_epoch or not self._cluster.is_current(partition.leader):
             return None
         try:
             return leader.broker.replicas.high_watermark(name)
@@ -154,8 +158,9 @@ class Watch:
                 continue
             if log.log_end_offset < mark:
                 self._complain("isr member lacks records", f"{member} of {name}: its log ends at {log.log_end_offset}, the mark is {mark}")
-        if len(partition.isr) >= MIN_ISR.get(name.topic, 1):
-            self._small.pop(name, None)
+        own = self._cluster.nodes[partition.leader].image.topics[name.topic].partitions[name.partition]
+        if len(partition.isr) >= MIN_ISR.get(name.topic, 1) or own.partition_epoch != partition.partition_epoch:
+            self._small.pop(name, None)  # Or the leader can't know yet: with the ISR that it knows it may go on.
             return
         epoch, before = self._small.setdefault(name, (partition.partition_epoch, mark))
         if epoch == partition.partition_epoch and mark > before:

@@ -45,6 +45,7 @@ async def commit_offsets(client: Client, group: str, offsets: dict[Partition, in
     except Gone:
         client.recorder.end(operation, "fail")
         return ErrorCode.coordinator_not_available
+    newest_generation = client.recorder.generations.get(group, -1)
     topics: dict[str, list[dict[str, Any]]] = {}
     for (topic, partition), offset in offsets.items():
         topics.setdefault(topic, []).append({"partition_index": partition, "committed_offset": offset, "committed_metadata": ""})
@@ -61,6 +62,8 @@ async def commit_offsets(client: Client, group: str, offsets: dict[Partition, in
         return ErrorCode.request_timed_out
     codes = {item.error_code for topic in answer.topics for item in topic.partitions}
     code: ErrorCode = max(codes)
+    if code == ErrorCode.none and generation < newest_generation:
+        client.recorder.complain(f"{client.process} committed in generation {generation} of {group}, whose generation {newest_generation} had begun")
     client.recorder.end(operation, "ok" if codes == {ErrorCode.none} else "fail" if codes <= NOT_COMMITTED else "info")
     return code
 
@@ -186,12 +189,15 @@ class Member(Client):
         while loop.time() < until_s:
             for consumer in consumers.values():
                 await consumer.poll()
-            if consumers and self.chance.random() < 0.5:
+            if consumers and self.chance.random() < 0.7:
                 positions = {(self.topic, p): consumer.position for p, consumer in consumers.items()}
                 code = await commit_offsets(self, self.group, positions, generation=self._generation, member_id=self._member_id)
                 if code in NOT_COMMITTED:
                     self._refused(code)
             await asyncio.sleep(HEARTBEAT_S)
+            if self.chance.random() < 0.03:
+                await asyncio.sleep(1.5 * SESSION_MS / 1000)  # So busy that the group goes on without it, and it does not know.
+                continue
             fields = {"group_id": self.group, "generation_id": self._generation, "member_id": self._member_id}
             beat = await self.ask(port, ApiKey.HEARTBEAT, fields)
             if beat.error_code != ErrorCode.none:

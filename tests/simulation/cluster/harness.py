@@ -143,23 +143,25 @@ class SimulatedCluster:
         self._lives[node_id] = life
         node = Node(self._settings_of(node_id), life.environment, cluster_id=CLUSTER_ID)
         node.metadata.subscribe(lambda image, _: self._image_seen(node_id, image))
+        is_started = False
         try:
             self.nodes[node_id] = node
             await node.start()
+            is_started = True
             await node.wait_until_ready()
         except Exception as error:
             if self._lives.get(node_id) is life:
-                await self._ended(node_id, node, str(error), of_itself=True)
+                await self._ended(node_id, node, str(error), is_started=is_started)
             return
         self.note(f"ready {node_id}")
-        await self._ended(node_id, node, await node.failed, of_itself=False)
+        await self._ended(node_id, node, await node.failed, is_started=True)
 
     def _image_seen(self, node_id: int, image: MetadataImage) -> None:
         self.on_image(node_id, image)
         if image.offset > self.newest.offset:
             self.newest = image
 
-    async def _ended(self, node_id: int, node: Node, reason: str, *, of_itself: bool) -> None:
+    async def _ended(self, node_id: int, node: Node, reason: str, *, is_started: bool) -> None:
         """A node can't go on: as `server.run` does, stop it. That is right after an injected error of its disk, and else a failure."""
         disk = self.disk_faults.get(node_id)
         self.note(f"node {node_id} ends: {reason}")
@@ -168,7 +170,7 @@ class SimulatedCluster:
             return
         if "\n" in reason or disk.reason not in reason or len(reason) > FAIL_LINE_CHARACTERS_MAX:
             self.failures.append(f"unclear end: node {node_id} does not say in one line that its disk failed: {reason!r}")
-        if not of_itself:
+        if is_started:
             await node.stop()
         if self.nodes.get(node_id) is node:
             life = self._lives.pop(node_id)

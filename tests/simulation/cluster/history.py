@@ -17,6 +17,7 @@ class Recorder:
         self.first_value = 0
         self.problems: list[str] = []  # What a client saw that no order of events can explain.
         self._producers: dict[tuple[int, int], str] = {}
+        self.generations: dict[str, int] = {}  # The newest of each group in which a member has got its assignment.
         self._assigned: dict[tuple[str, int, str], str] = {}
 
     def _now_ns(self) -> int:
@@ -49,6 +50,7 @@ class Recorder:
 
     def assigned(self, group: str, generation: int, process: str, partitions: list[str]) -> None:
         """In one generation of a group no partition belongs to two members."""
+        self.generations[group] = max(generation, self.generations.get(group, -1))
         for partition in partitions:
             other = self._assigned.setdefault((group, generation, partition), process)
             if other != process:

@@ -118,14 +118,17 @@ def min_insync_replicas_ignored() -> Any:
     return mock.patch.object(LeaderState, "min_isr", lambda self, _minimum: 1)
 
 
-@_mutant("the high watermark does not count a member whose admission is pending")
+@_mutant("the high watermark counts neither a member whose admission is pending nor those who are about to be admitted")
 def high_watermark_ignores_pending_expansion() -> Any:
-    def wrong(right: Any, self: LeaderState, added: Any, removed: Any, own_broker_epoch: int) -> Any:
-        change = right(self, added, removed, own_broker_epoch)
-        self._maximal = self.isr
-        return change
+    def wrong(self: LeaderState, *, leader_end_offset: int, min_insync_replicas: int, now_ms: int, brokers: Any) -> bool:
+        if not self.has_enough_replicas(min_insync_replicas):
+            return False
+        mark = min([leader_end_offset, *(f.log_end_offset for node, f in self.followers.items() if node in self.isr)])
+        moved = mark > self.high_watermark
+        self.high_watermark = max(mark, self.high_watermark)
+        return moved
 
-    return _around(LeaderState, "_propose", wrong)
+    return mock.patch.object(LeaderState, "advance", wrong)
 
 
 @_mutant("the high watermark leaves out a member before its removal is committed")
@@ -374,7 +377,7 @@ def appends_not_sanitized() -> Any:
     return _without(append_sanitized=False)
 
 
-@_mutant("a snapshot that the log holds already is installed again")
+@_mutant("entries go before the snapshot that holds them is on the disk")
 def snapshot_durable_late() -> Any:
     return _without(snapshot_durable_first=False, reconciled_first=False)
 
