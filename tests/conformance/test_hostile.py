@@ -361,6 +361,83 @@ def test_a_compression_bomb_is_stored_as_it_is(cluster: Cluster, watched: LogWat
     assert time.monotonic() - started_s < ANSWER_TIMEOUT_S
 
 
+def test_each_item_is_refused_with_its_own_code(cluster: Cluster, watched: LogWatch) -> None:
+    """Kafka's codes, item by item: what is wrong with one item of a request does not touch the others."""
+    port = port_of(cluster, "broker")
+    target(cluster)
+    codes = ErrorCode
+
+    def new(name: str, **other: Any) -> dict[str, Any]:
+        return {"name": name, "num_partitions": 1, "replication_factor": 1, "assignments": [], "configs": [], **other}
+
+    topics = {
+        "two": (new("two"), codes.invalid_request),
+        KNOWN_TOPIC: (new(KNOWN_TOPIC), codes.topic_already_exists),
+        "bad/name": (new("bad/name"), codes.invalid_topic_exception),
+        "": (new(""), codes.invalid_topic_exception),
+        "x" * 250: (new("x" * 250), codes.invalid_topic_exception),
+        "none": (new("none", num_partitions=0), codes.invalid_partitions),
+        "negative": (new("negative", num_partitions=-5), codes.invalid_partitions),
+        "replicas": (new("replicas", replication_factor=100), codes.invalid_replication_factor),
+        "config": (new("config", configs=[{"name": "nope", "value": "1"}]), codes.invalid_config),
+        "value": (new("value", configs=[{"name": "retention.ms", "value": "abc"}]), codes.invalid_config),
+        "null": (new("null", configs=[{"name": "retention.ms", "value": None}]), codes.invalid_config),
+        "good": (new("good"), codes.none),
+    }
+    asked = {"topics": [topics["two"][0], *(topic for topic, _ in topics.values())], "timeout": 5000, "validate_only": True}
+    answer = ask(port, ApiKey.CREATE_TOPICS, 7, asked)
+    assert {topic.name: topic.error_code for topic in answer.topics} == {name: code for name, (_, code) in topics.items()}
+    huge = {"topics": [new("huge", num_partitions=2**31 - 1)], "timeout": 5000, "validate_only": False}
+    assert ask(port, ApiKey.CREATE_TOPICS, 7, huge).topics[0].error_code is codes.policy_violation
+
+    both = {"name": "both", "topic_id": uuid.UUID(int=9)}
+    asked = {"topics": [{"name": "nope"}, {"name": None, "topic_id": uuid.UUID(int=5)}, both, {"name": None}], "timeout": 5000}
+    deleted = [item.error_code for item in ask(port, ApiKey.DELETE_TOPICS, 6, asked).responses]
+    assert deleted == [codes.unknown_topic_or_partition, codes.unknown_topic_id, codes.invalid_request, codes.invalid_request]
+
+    numbers = [{"partition_index": number, "timestamp": -1} for number in (0, 0, 1, 9, -1)]
+    listed = ask(port, ApiKey.LIST_OFFSETS, 7, {"replica_id": -1, "topics": [{"name": KNOWN_TOPIC, "partitions": numbers}]})
+    assert [(item.partition_index, item.error_code) for item in listed.topics[0].partitions] == [
+        *((0, codes.invalid_request), (0, codes.invalid_request), (1, codes.none)),
+        *((9, codes.unknown_topic_or_partition), (-1, codes.unknown_topic_or_partition)),
+    ]
+
+
+def test_groups_refuse_item_by_item(cluster: Cluster, watched: LogWatch) -> None:
+    port = port_of(cluster, "broker")
+    target(cluster)
+    codes = ErrorCode
+    wrong = ask(port, ApiKey.FIND_COORDINATOR, 4, {"key_type": 9, "coordinator_keys": ["a", "b"]})
+    assert [item.error_code for item in wrong.coordinators] == [codes.invalid_request] * 2
+    join = {"group_id": "refused", "session_timeout": 10_000, "rebalance_timeout": 1000, "member_id": "", "protocol_type": "consumer"}
+    protocols = [{"name": "range", "metadata": b""}]
+    while ask(port, ApiKey.HEARTBEAT, 4, {"group_id": "refused", "generation_id": 1, "member_id": "m"}).error_code is not codes.unknown_member_id:
+        ask(port, ApiKey.FIND_COORDINATOR, 4, {"key_type": 0, "coordinator_keys": ["refused"]})  # Makes the topic that coordinators need.
+    for change, code in (
+        ({"group_id": "", "protocols": protocols}, codes.invalid_group_id),
+        ({"session_timeout": 1, "protocols": protocols}, codes.invalid_session_timeout),
+        ({"session_timeout": 2**31 - 1, "protocols": protocols}, codes.invalid_session_timeout),
+        ({"member_id": "who", "protocols": protocols}, codes.unknown_member_id),
+        ({"protocols": []}, codes.inconsistent_group_protocol),
+    ):
+        assert ask(port, ApiKey.JOIN_GROUP, 3, {**join, **change}).error_code is code
+    partitions = [
+        {"partition_index": 0, "committed_offset": 5, "committed_metadata": "x" * 5000},
+        {"partition_index": 1, "committed_offset": 5, "committed_metadata": ""},
+        {"partition_index": 9, "committed_offset": 5, "committed_metadata": ""},
+    ]
+    topics = [{"name": KNOWN_TOPIC, "partitions": partitions}]
+    commit = {"group_id": "refused", "generation_id_or_member_epoch": -1, "member_id": "", "topics": topics}
+    committed = ask(port, ApiKey.OFFSET_COMMIT, 8, commit).topics[0].partitions
+    assert [item.error_code for item in committed] == [codes.offset_metadata_too_large, codes.none, codes.unknown_topic_or_partition]
+
+
+def ask(port: int, api_key: int, version: int, fields: dict[str, Any]) -> Any:
+    answer = send(port, encode_request(api_key, version, 1, "hostile", fields), api_key=api_key, half_close=False)
+    assert answer is not None
+    return decode_response(api_key, version, answer)[1]
+
+
 # On the wire.
 
 
