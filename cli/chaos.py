@@ -149,7 +149,7 @@ def make_options(
         if name is not None or at_random:
             raise UsageProblem("a cluster given by --bootstrap gets no faults: leave out --scenario and --random")
         parse_servers(bootstrap)
-        return Options(title=f"{bootstrap}, no faults", rounds=iter(()), bootstrap_servers=bootstrap, isolates=False, **common)
+        return Options(title=f"{bootstrap}, no faults", rounds=iter(()), bootstrap_servers=bootstrap, **common)
     if at_random == (name is not None):
         raise UsageProblem("either --scenario NAME or --random is needed; `raftlog chaos list` shows the scenarios")
     if name is None:

@@ -290,7 +290,7 @@ class ChaosRun:
 
         assert self.fleet is not None
         self.pump(CALM_S)
-        self.say("faults are over; stopping the clients")
+        self.say("the time is up; stopping the clients")
         self._found(self.fleet.stop(self.pump))
         self.say("reading everything once more")
         self._found([f"final reads are incomplete: {line}" for line in self.fleet.read_finally(self.pump)])
