@@ -78,6 +78,9 @@ class Files(Protocol):
 
     def sync_directory(self, path: str) -> None: ...
 
+    async def sync_directory_later(self, path: str) -> None:
+        """As `sync_directory`, off the event loop."""
+
     def read(self, path: str) -> bytes:
         """The whole of a small file."""
 

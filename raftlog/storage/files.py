@@ -203,6 +203,9 @@ class OsFiles:
         except OSError as error:
             raise _failure("sync directory", path, error) from error
 
+    async def sync_directory_later(self, path: str) -> None:
+        await _sync_directory_later(self, path)
+
     def read(self, path: str) -> bytes:
         try:
             with open(path, "rb") as file:
@@ -242,4 +245,5 @@ class OsFiles:
         return lambda: os.close(fd)
 
 
+_sync_directory_later: Final = wrap(OsFiles.sync_directory)
 _replace_later: Final = wrap(OsFiles.replace)

@@ -282,15 +282,29 @@ class Log(LogAppends):
         """Records, indexes, then the epochs that begin in them and the names of new files: the recovery point vouches for all."""
         for segment in self._unflushed():
             await segment.sync_all()
+        files, before = self._handles.files, (self._cuts, self._active)
         if not self._are_epochs_written:
             self._are_epochs_written = True
             try:
-                await self._handles.files.replace_later(f"{self.directory}/{checkpoints.LEADER_EPOCHS}", self.epochs.to_text().encode())
+                await files.replace_later(f"{self.directory}/{checkpoints.LEADER_EPOCHS}", self.epochs.to_text().encode())
             except BaseException:  # A cancellation as well.
                 self._are_epochs_written = False
                 raise
-        if not self._are_names_synced:
-            self._sync_names()
+        elif not self._are_names_synced:
+            await files.sync_directory_later(self.directory)  # Else the replacement has done it.
+        if not self._is_identity_synced:
+            await self._sync_identity()
+        if before == (self._cuts, self._active):
+            self._are_names_synced = True
+
+    async def _sync_identity(self) -> None:
+        file = self._handles.files.open(f"{self.directory}/{checkpoints.PARTITION_METADATA}")
+        try:
+            await file.sync_later()
+        finally:
+            file.close()
+        await self._handles.files.sync_directory_later(self.directory.rpartition("/")[0] or ".")
+        self._is_identity_synced = True
 
     def _unflushed(self) -> list[Segment]:
         if self.recovery_point >= self.log_end_offset:

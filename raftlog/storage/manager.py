@@ -114,6 +114,7 @@ class LogManager:
                 handles=self._handles,
             )
             self._add(log)
+            await asyncio.sleep(0)  # Whoever else is on this loop goes on.
 
         await _a_few_at_once(open_one(name) for name in found)
 
@@ -218,7 +219,7 @@ class LogManager:
     async def _remove_tree(self, directory: str) -> None:
         """Remove a deleted partition file by file, so that large ones don't hold up the event loop for long."""
         try:
-            self._files.sync_directory(self.directory)
+            await self._files.sync_directory_later(self.directory)
             for name in self._files.list(directory):
                 self._files.remove(f"{directory}/{name}")
                 await asyncio.sleep(0)

@@ -212,6 +212,9 @@ class MemoryFiles:
                 rest.append((name, inode))
         self._name_changes = rest
 
+    async def sync_directory_later(self, path: str) -> None:
+        self.sync_directory(path)
+
     def read(self, path: str) -> bytes:
         self.enter("read", path)
         if path not in self._names:

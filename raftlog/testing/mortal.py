@@ -88,6 +88,9 @@ class MortalFiles:
     def sync_directory(self, path: str) -> None:
         self._alive(path).sync_directory(path)
 
+    async def sync_directory_later(self, path: str) -> None:
+        await self._alive(path).sync_directory_later(path)
+
     def read(self, path: str) -> bytes:
         return self._alive(path).read(path)
 
