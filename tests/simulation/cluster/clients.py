@@ -74,6 +74,7 @@ class Client:
         self._connections: dict[int, PeerConnection] = {}
         self._leaders: dict[tuple[str, int], tuple[int, int]] = {}  # (leader, leader epoch)
         self._ports: dict[int, int] = {}
+        self.coordinators: dict[str, int] = {}  # Ports, by group.
 
     async def pause(self, ms_max: int = PAUSE_MS_MAX) -> None:
         await asyncio.sleep(self.chance.uniform(1, ms_max) / 1000)

@@ -29,12 +29,16 @@ def offsets_partition(group: str) -> int:
 
 
 async def coordinator_of(client: Client, group: str) -> int:
-    """Its port. Raises Gone."""
+    """Its port, kept until it refuses. Raises Gone."""
+    known = client.coordinators.get(group)
+    if known is not None:
+        return known
     answer = await client.ask_anyone(ApiKey.FIND_COORDINATOR, {"key_type": 0, "coordinator_keys": [group]})
     found = answer.coordinators[0]
     if found.error_code != ErrorCode.none:
         raise Gone(f"no coordinator: {found.error_code!r}")
     port: int = found.port
+    client.coordinators[group] = port
     return port
 
 
@@ -58,10 +62,13 @@ async def commit_offsets(client: Client, group: str, offsets: dict[Partition, in
     try:
         answer = await client.ask(port, ApiKey.OFFSET_COMMIT, fields)
     except PeerUnreachable:
+        client.coordinators.pop(group, None)
         client.recorder.end(operation, "info")
         return ErrorCode.request_timed_out
     codes = {item.error_code for topic in answer.topics for item in topic.partitions}
     code: ErrorCode = max(codes)
+    if code != ErrorCode.none:
+        client.coordinators.pop(group, None)
     if code == ErrorCode.none and generation < newest_generation:
         client.recorder.complain(f"{client.process} committed in generation {generation} of {group}, whose generation {newest_generation} had begun")
     client.recorder.end(operation, "ok" if codes == {ErrorCode.none} else "fail" if codes <= NOT_COMMITTED else "info")
@@ -84,11 +91,13 @@ async def read_offsets(client: Client, group: str, partitions: list[Partition]) 
         is_deposed = client.oracle.is_deposed(port, OFFSETS_TOPIC, offsets_partition(group))
         answer = await client.ask(port, ApiKey.OFFSET_FETCH, {"groups": [wanted]})
     except (Gone, PeerUnreachable):
+        client.coordinators.pop(group, None)
         client.recorder.end(operation, "info")
         return None
     found = answer.groups[0]
     items = [(topic.name, item) for topic in found.topics for item in topic.partitions]
     if found.error_code != ErrorCode.none or any(item.error_code != ErrorCode.none for _, item in items):
+        client.coordinators.pop(group, None)
         client.recorder.end(operation, "info")
         return None
     offsets = {(topic, item.partition_index): item.committed_offset for topic, item in items}
@@ -108,6 +117,19 @@ class LoneConsumer(Consumer):
             await commit_offsets(self, self.group, {(self.topic, self.partition): self.position})
         if self.chance.random() < 0.1:
             await read_offsets(self, self.group, [(self.topic, self.partition)])
+
+
+class Auditor(Client):
+    """Reads all groups' offsets, from the coordinators that it once found for as long as they answer."""
+
+    def __init__(self, *args: Any, groups: list[tuple[str, list[Partition]]]) -> None:
+        super().__init__(*args)
+        self._groups = groups
+
+    async def run(self, *, until_s: float) -> None:
+        while asyncio.get_running_loop().time() < until_s:
+            await read_offsets(self, *self.chance.choice(self._groups))
+            await self.pause(500)
 
 
 class Rejoin(Exception):
@@ -133,6 +155,7 @@ class Member(Client):
                 port = await coordinator_of(self, self.group)
                 await self._consume(port, await self._join(port), until_s)
             except (Gone, PeerUnreachable, Rejoin):
+                self.coordinators.pop(self.group, None)
                 await self.pause()
             if self.chance.random() < 0.1:
                 self._member_id = ""  # It crashed, and its successor knows nothing of it.

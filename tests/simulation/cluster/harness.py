@@ -118,6 +118,11 @@ class SimulatedCluster:
         found += [node_id for node_id, node in sorted(self.nodes.items()) if node.is_active_controller]
         return [node_id for node_id in found if node_id in self._starting]
 
+    def active_controller_port(self) -> int | None:
+        """The controller listener of a node that holds itself to be the active controller."""
+        active = [node_id for node_id, node in sorted(self.nodes.items()) if node.is_active_controller]
+        return self._ports[active[-1]][1] if active else None
+
     # --- lives --------------------------------------------------------------------------------------------------------
 
     def start(self, node_id: int) -> None:

@@ -15,10 +15,11 @@ from raftlog.testing import virtual_time
 from raftlog.testing.histories import Verdict, check
 from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
-from tests.simulation.cluster.groups import LoneConsumer, Member
+from tests.simulation.cluster.groups import Auditor, LoneConsumer, Member
 from tests.simulation.cluster.harness import SimulatedCluster
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.nemesis import Nemesis
+from tests.simulation.cluster.probes import AlterPartitionProbe
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, plan
 from tests.simulation.cluster.topics import TOPIC as CHURN
 from tests.simulation.cluster.topics import TopicChurn
@@ -110,7 +111,13 @@ class _Life:
             consumer = LoneConsumer(*self._client("consumer"), topic=TOPIC, partition=partition, group=f"group-{partition}")
             work.append(consumer.run(until_s=until_s))
         members = [Member(*self._client("member"), group="members", topic=TOPIC, partitions=PARTITIONS) for _ in range(MEMBERS)]
-        return work + [member.run(until_s=until_s) for member in members]
+        groups = [(f"group-{partition}", [(TOPIC, partition)]) for partition in range(PARTITIONS)]
+        groups.append(("members", [(TOPIC, partition) for partition in range(PARTITIONS)]))
+        others = (
+            Auditor(*self._client("auditor"), groups=groups),
+            AlterPartitionProbe(self._cluster, self._recorder, random.Random(f"{self._plan.seed} probe")),
+        )
+        return work + [member.run(until_s=until_s) for member in (*members, *others)]
 
     def _client(self, kind: str) -> tuple[str, Any, Any, Recorder, random.Random, _Oracle]:
         self._client_count += 1
