@@ -23,6 +23,12 @@ class UsageProblem(CliError):
     exit_code = EXIT_USAGE
 
 
+class Interrupted(CliError):
+    """Ctrl-C, after which there is something left to say."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class Unreachable(CliError):
     """No server of the cluster answered in time; the line says where and how long it was tried."""
 

@@ -57,13 +57,22 @@ def run(arguments: list[str]) -> int:
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # The reader of a pipe went away, as `head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _reader_gone()
+    except SystemExit as ended:  # What click makes of a BrokenPipeError, even where it is not to end the process itself.
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _reader_gone()
+        raise
     except Exception as error:
         if "--traceback" in arguments:
             raise
         return _report(error)
+
+
+def _reader_gone() -> int:
+    """The reader of a pipe went away, as `head` does: nothing is wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _report(error: Exception) -> int:

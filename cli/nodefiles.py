@@ -82,7 +82,10 @@ def node_settings(*, node_id: int, voters: str, listener: str, data: Path, more:
 
 
 def prepare_data_directory(directory: Path, *, cluster_id: str, node_id: int) -> None:
-    """Write `meta.properties` unless it is there. Raises CliError when it names another cluster or node."""
+    """Write `meta.properties` unless it is there. Raises CliError when it names another cluster or node, or was lost.
+
+    Logs belong to the directory id that the lost file named: under a new one the cluster would take them for another disk's.
+    """
     path = directory / META_PROPERTIES
     found = read_properties(path)
     if found:
@@ -91,8 +94,20 @@ def prepare_data_directory(directory: Path, *, cluster_id: str, node_id: int) ->
         if found.get("node.id") != str(node_id):
             raise CliError(f"{directory} belongs to node {found.get('node.id')}, not {node_id}")
         return
+    if any(entry.is_dir() and entry.name.rpartition("-")[2].isdigit() for entry in _entries(directory)):
+        raise CliError(f"{path} is missing, but {directory} holds logs: restore that file, or move the logs away")
     pairs = {"version": "1", "cluster.id": cluster_id, "node.id": str(node_id), "directory.id": new_kafka_id()}
     write_properties(path, pairs, heading="")
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What a directory holds; nothing when it does not exist. Raises CliError when it can't be read."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CliError(f"{directory}: {(error.strerror or str(error)).lower()}") from None
 
 
 def found_cluster_id(directory: Path) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 
 import typer
 
-from .errors import EXIT_FAILED, CliError, UsageProblem
+from .errors import EXIT_FAILED, CliError, Interrupted, UsageProblem
 from .output import print_json
 from .records import Record, parse_headers, records_of_json, records_of_lines
 from .session import Session, command
@@ -122,7 +122,7 @@ def send_all(
         except CliError as error:
             problem = error
         except KeyboardInterrupt:
-            problem = CliError("interrupted")
+            problem = Interrupted("interrupted")
         while producer.flush(SHOW_EVERY_S) > 0:  # Ends: each record is acknowledged or fails within the delivery time-out.
             refresh()
         refresh()

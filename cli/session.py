@@ -9,7 +9,9 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,7 +108,8 @@ class Session:
 
         started = time.monotonic()
         try:
-            yield
+            with _interruptible():
+                yield
         except KafkaException as error:
             raise self.problem(error.args[0], subject, elapsed_s=time.monotonic() - started) from None
 
@@ -120,6 +123,19 @@ class Session:
         if error.code() in (Codes.UNKNOWN_TOPIC_OR_PART, Codes._UNKNOWN_TOPIC):
             return CliError(f"no such topic: {subject}" if subject else f"no such topic ({error.str()})")
         return CliError(f"{subject}: {error.str()}" if subject else error.str())
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: librdkafka's blocking calls come back to Python only when their time is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:

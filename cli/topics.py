@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,6 +45,7 @@ def create(
         options["num_partitions"] = partitions if partitions is not None else -1
         options["replication_factor"] = replication_factor if replication_factor is not None else -1
     admin = session.admin()
+    started_s = time.monotonic()
     futures = admin.create_topics(
         [NewTopic(name, **options) for name in names], request_timeout=session.timeout_s, operation_timeout=session.timeout_s
     )
@@ -53,7 +55,7 @@ def create(
         if outcome is None:
             created.append(name)
         elif not (if_not_exists and outcome.code() == KafkaError.TOPIC_ALREADY_EXISTS):
-            problem = problem or session.problem(outcome, f"topic {name!r}")
+            problem = problem or session.problem(outcome, f"topic {name!r}", elapsed_s=time.monotonic() - started_s)
     if session.as_json:
         print_json({"created": created})
     else:
@@ -117,6 +119,7 @@ def describe(session: Session, name: Annotated[str, typer.Argument(metavar="TOPI
 def delete(session: Session, names: Annotated[list[str], typer.Argument(metavar="TOPIC...")]) -> int:
     """Delete topics and all their records."""
     admin = session.admin()
+    started_s = time.monotonic()
     outcomes = settle(admin.delete_topics(names, request_timeout=session.timeout_s, operation_timeout=session.timeout_s))
     deleted = [name for name, outcome in outcomes.items() if outcome is None]
     if session.as_json:
@@ -126,7 +129,7 @@ def delete(session: Session, names: Annotated[list[str], typer.Argument(metavar=
             print(f"deleted topic {name}")
     for name, outcome in outcomes.items():
         if outcome is not None:
-            raise session.problem(outcome, repr(name))
+            raise session.problem(outcome, repr(name), elapsed_s=time.monotonic() - started_s)
     return 0
 
 

@@ -140,6 +140,33 @@ def test_following_goes_on_until_interrupted(cluster: Cluster) -> None:
         assert process.stderr.read() == ""
 
 
+def test_a_reader_that_went_away_is_no_failure(cluster: Cluster) -> None:
+    output(cluster, "topics", "create", "piped")
+    output(cluster, "produce", "piped", stdin="one\ntwo\n")
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    command = [sys.executable, "-m", "raftlog_cli", "-b", cluster.bootstrap_servers, "consume", "piped"]
+    done = subprocess.run(command, stdout=writing_end, stderr=subprocess.PIPE, timeout=TIMEOUT_S)
+    os.close(writing_end)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_interrupted_producer_says_what_became_of_its_records(cluster: Cluster) -> None:
+    output(cluster, "topics", "create", "cut")
+    command = [sys.executable, "-m", "raftlog_cli", "-b", cluster.bootstrap_servers, "produce", "cut"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write("".join(f"{number}\n" for number in range(1000)))
+        process.stdin.flush()
+        while from_json(cluster, "topics", "describe", "cut")["partitions"][0]["end"] == 0:
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT_S) == 130
+        summary, reason = process.stderr.read().splitlines()
+    sent = summary.partition(" ")[0]
+    assert f"{sent} sent, {sent} acknowledged, 0 failed" in summary and reason == "raftlog: interrupted"
+
+
 def test_the_cluster_and_its_quorum(cluster: Cluster) -> None:
     described = from_json(cluster, "cluster", "describe")
     assert described["cluster"] == cluster.cluster_id

@@ -141,3 +141,12 @@ def test_up_keeps_to_the_cluster_that_its_directory_holds(tmp_path: Path, capsys
         assert "holds a cluster of 2 nodes, not 3" in capsys.readouterr().err
         assert run(["up", "--dir", str(tmp_path)]) == 1
     assert {path: path.read_text() for path in tmp_path.rglob("*.properties")} == before
+
+
+def test_a_lost_identity_is_not_made_up_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["quorum", "init", "--node-id", "1", "--voters", "1@127.0.0.1:9093", "--dir", str(tmp_path)]
+    (tmp_path / "data" / "orders-0").mkdir(parents=True)
+    assert run(arguments) == 1
+    assert "meta.properties is missing, but" in one_line(capsys.readouterr().err)
+    (tmp_path / "data" / "orders-0").rename(tmp_path / "data" / "lost+found")
+    assert run(arguments) == 0
