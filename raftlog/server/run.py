@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,9 @@ EXIT_USAGE: Final = 2  # The configuration is wrong.
 
 # Young collections are cheap only where they find garbage; a broker's short-lived objects go by reference counts.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
+
+# When `raftlog up` is killed, the kernel tells its nodes once for each of its threads: no second wish of anybody.
+SIGNAL_ECHO_S: Final = 0.5
 
 logger = logging.getLogger("raftlog")
 
@@ -75,8 +79,9 @@ async def _serve(settings: Settings, cluster_id: str | None) -> int:
 
     loop = asyncio.get_running_loop()
     asked_to_stop: asyncio.Future[signal.Signals] = loop.create_future()
+    asked_s: list[float] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, asked_to_stop, number)
+        loop.add_signal_handler(number, _on_signal, asked_to_stop, number, asked_s)
     environment = Environment(clock=SystemClock(), random=random.Random(), files=OsFiles(), network=OsNetwork())
     node = Node(settings, environment, cluster_id=cluster_id)
     await node.start()
@@ -94,10 +99,14 @@ async def _serve(settings: Settings, cluster_id: str | None) -> int:
     return EXIT_OK
 
 
-def _on_signal(asked_to_stop: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+def _on_signal(asked_to_stop: asyncio.Future[signal.Signals], number: signal.Signals, asked_s: list[float]) -> None:
+    now_s = time.monotonic()
     if asked_to_stop.done():
+        if now_s - asked_s[0] < SIGNAL_ECHO_S:
+            return
         logger.warning("stopping at once on a second %s", number.name)
         os._exit(128 + number)
+    asked_s.append(now_s)
     asked_to_stop.set_result(number)
 
 

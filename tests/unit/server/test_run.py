@@ -57,6 +57,16 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "node"
 
 
+def test_a_signal_that_comes_twice_at_once_stops_it_cleanly(directory: Path) -> None:
+    process = Process(directory)
+    process.wait_until_serving()
+    process.process.send_signal(signal.SIGTERM)
+    process.process.send_signal(signal.SIGINT)
+    status, err = process.end()
+    assert status == 0 and err.rstrip().endswith("stopped")
+    assert (directory / "data" / ".kafka_cleanshutdown").exists()
+
+
 def test_it_serves_until_it_is_told_to_stop(directory: Path) -> None:
     node = Process(directory)
     node.wait_until_serving()
