@@ -97,7 +97,8 @@ def run(
         raise UsageProblem(f"--nodes is 3 or 5, not {nodes}")
     as_json = wants_json(context, as_json)
     # A run that is told to stop must still stop its nodes, wake paused ones and all.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     options = make_options(
         scenario, at_random, bootstrap=bootstrap, minutes=minutes, seed=seed, nodes=nodes, rate=rate, history=history, keep=directory
     )
