@@ -106,6 +106,7 @@ class Settings:
     log_roll_ms: int = setting(604800000, doc="A segment is rolled at this age of its first record.", minimum=1)
     log_retention_ms: int = setting(604800000, doc="Segments whose newest record is older are deleted; -1: never.", minimum=-1)
     log_retention_bytes: int = setting(-1, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1)
+    log_cleanup_policy: str = setting("delete", doc="What becomes of old segments: they are deleted.", one_of=("delete",))
     log_retention_check_interval_ms: int = setting(300000, doc="Pause between looks for segments to delete.", minimum=10)
     log_index_interval_bytes: int = setting(4096, doc="Bytes of log between two index entries.", minimum=0)
     log_index_size_max_bytes: int = setting(10485760, doc="Largest index file.", minimum=96)

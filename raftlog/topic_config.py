@@ -41,8 +41,9 @@ class Definition:
                 raise InvalidConfig(problem + "Not a number") from None
             if self.minimum is not None and number < self.minimum:
                 raise InvalidConfig(problem + f"Value must be at least {self.minimum}")
-            if self.maximum is not None and number > self.maximum:
-                raise InvalidConfig(problem + f"Value must be no more than {self.maximum}")
+            maximum = INT64_MAX if self.maximum is None else self.maximum
+            if number > maximum:
+                raise InvalidConfig(problem + f"Value must be no more than {maximum}")
             return number
         if self.one_of is not None and not set(text.split(",")) <= set(self.one_of):
             raise InvalidConfig(problem + f"must be one of: {', '.join(self.one_of)}")
@@ -54,6 +55,7 @@ _ALL: Final = (
     Definition("segment.ms", int, "log.roll.ms", "A segment is rolled at this age of its first record.", 1),
     Definition("retention.ms", int, "log.retention.ms", "Segments whose newest record is older are deleted; -1: never.", -1),
     Definition("retention.bytes", int, "log.retention.bytes", "Oldest segments beyond this size are deleted; -1: never.", -1),
+    Definition("cleanup.policy", tuple, "log.cleanup.policy", "What becomes of old segments: they are deleted.", one_of=("delete",)),
     Definition("index.interval.bytes", int, "log.index.interval.bytes", "Bytes of log between two index entries.", 0),
     Definition("segment.index.bytes", int, "log.index.size.max.bytes", "Largest index file.", 96),
     Definition("message.timestamp.type", str, "log.message.timestamp.type", "Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime")),
@@ -73,6 +75,7 @@ class TopicConfig:
     segment_ms: int
     retention_ms: int
     retention_bytes: int
+    cleanup_policy: str
     index_interval_bytes: int
     segment_index_bytes: int
     message_timestamp_type: str

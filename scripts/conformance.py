@@ -323,9 +323,11 @@ def run(command: Command, *, lines_per_s: float | None = None) -> subprocess.Com
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip() and "SLF4J" not in line]
-    wanted = [line for line in lines if re.search("rror|xception|ail", line)] or lines
-    return " ".join(wanted[:2])[:400] if wanted else "nothing was said"
+    """Why a command failed: the innermost error that it names, else the first line of what it said."""
+    said = done.stderr + "\n" + done.stdout
+    errors = re.findall(r"(\w*(?:Exception|Error): (?!\S+(?:Exception|Error):).+)", said)
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "SLF4J" not in line]
+    return (errors or lines or ["nothing was said"])[0][:300]
 
 
 def try_feature(feature: Callable[[], None]) -> tuple[str, str]:
