@@ -120,8 +120,11 @@ class SimulatedCluster:
 
     def active_controller_port(self) -> int | None:
         """The controller listener of a node that holds itself to be the active controller."""
-        active = [node_id for node_id, node in sorted(self.nodes.items()) if node.is_active_controller]
-        return self._ports[active[-1]][1] if active else None
+        active = self.active_controller()
+        return None if active is None else self._ports[active][1]
+
+    def active_controller(self) -> int | None:
+        return next((node_id for node_id, node in sorted(self.nodes.items()) if node.is_active_controller), None)
 
     # --- lives --------------------------------------------------------------------------------------------------------
 

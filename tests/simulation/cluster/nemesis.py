@@ -15,6 +15,7 @@ from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRAS
 LOOK_EVERY_S: Final = 0.1
 WHOLE_WAIT_S_MAX: Final = 20.0
 FLAPS: Final = 6
+SAID_S: Final = 0.03  # So long after a voter's crash what it had said has arrived, and had its effect.
 Link = tuple[int, int]
 
 
@@ -32,6 +33,7 @@ class Nemesis:
             "kill": self._kill,
             "kill leader": self._kill,
             "crash at a write": self._crash_at_a_write,
+            "said and forgotten": self._say_and_forget,
             "metadata disk forgets": self._forget_metadata,
             "all metadata disks forget": self._forget_metadata,
             "power loss": self._lose_power,
@@ -128,6 +130,30 @@ class Nemesis:
         if crashed.done():
             await asyncio.sleep(fault.for_s)
             self._start(fault.nodes)
+
+    async def _say_and_forget(self, fault: Fault) -> None:
+        """The only follower that the active controller can reach crashes at a write, and then the controller: what the
+        follower had said must have been on its disk, or the other two go on without what was committed."""
+        active = self._cluster.active_controller()
+        voters = [node_id for node_id in self._cluster.voters if node_id in self._cluster.running]
+        if active is None or len(voters) < 3 or len(self._cluster.voters) != 3:
+            return
+        reached, *others = sorted((node_id for node_id in voters if node_id != active), key=lambda node_id: (node_id * fault.measure) % 1)
+        if reached in self._cluster.disk_faults:
+            return
+        self._begin(fault)
+        links = [link for other in others for link in ((active, other), (other, active))]
+        self._cut_links(links)
+        crashed = self._cluster.crash_at(reached, operations=1)
+        await asyncio.wait([crashed], timeout=fault.for_s)
+        self._cluster.disk_faults.pop(reached, None)
+        if crashed.done():
+            await asyncio.sleep(SAID_S)
+            await self._cluster.kill(active)
+        self._join_links(links)
+        self._start([reached])
+        await asyncio.sleep(fault.for_s)
+        self._start([active])
 
     async def _lose_power(self, fault: Fault) -> None:
         """Only while all is well and nothing else is wrong: replication, not fsync, keeps a partition's records."""
