@@ -275,7 +275,10 @@ class ReplicaManager:
     def _set_strays_aside(self, image: MetadataImage) -> None:
         for name, log in list(self._logs.logs.items()):
             topic = image.topics.get(name.topic)
-            is_same = topic is not None and log.topic_id in (topic.topic_id, NO_UUID)  # A crash may have left no id.
+            # A loss of power may have left no id. Such a log was never flushed, and its records may be of a topic that had
+            # the name before: only where there are none may it become this topic's.
+            is_unknown = log.topic_id == NO_UUID and log.log_start_offset == log.log_end_offset
+            is_same = topic is not None and (log.topic_id == topic.topic_id or is_unknown)
             state = topic.partitions.get(name.partition) if topic is not None and is_same else None
             if state is None or self._node_id not in state.replicas:
                 self._logs.set_aside(name)

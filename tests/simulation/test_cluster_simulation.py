@@ -27,6 +27,14 @@ REGRESSIONS = {
         drifts=(0.0, 0.0, 0.0),
         faults=(Fault(1.0, "kill", 9.0, (1,)), Fault(1.0, "kill", 9.0, (2,)), Fault(2.0, "kill", 0.2, (3,)), Fault(7.0, "kill", 1.0, (3,))),
     ),
+    "a log that lost its topic id is not taken for a younger topic's of the same name": Plan(
+        seed=32,
+        nodes=3,
+        voters=3,
+        until_s=14.0,
+        drifts=(0.006868940317590937, -0.008827624911652824, -0.01693748078760263),
+        faults=(Fault(2.553, "power loss", 4.996, (1,), 0.394227),),
+    ),
 }
 HASH_OF_SEED = f"""
 import logging; logging.disable(logging.CRITICAL)
