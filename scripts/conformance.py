@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -349,6 +350,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.name}")
     parser.add_argument("clients", nargs="*", help="only these")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the nodes are stopped, too.
     known = {client.name: client for client in all_clients()}
     if unknown := set(asked.clients) - known.keys():
         parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
