@@ -15,7 +15,7 @@ from tests.simulation.cluster.schedule import Fault, Plan
 from tests.simulation.cluster.simulate import live, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = range(1, 9)
+SEEDS = range(1, 25)
 SHORT_S = 15.0
 # Lives in which something was found, cut down to the faults that it took: a seed's plan changes with the kinds of faults.
 REGRESSIONS = {

@@ -65,7 +65,7 @@ KINDS: Final[tuple[tuple[str, int, Draw], ...]] = (
     ("kill", 6, _one),
     ("kill leader", 6, _one),
     ("crash at a write", 4, _one),
-    ("said and forgotten", 4, _one),
+    ("said and forgotten", 8, _one),
     ("metadata disk forgets", 4, _one),
     ("power loss", 4, _one),
     ("isolate", 5, _one),
