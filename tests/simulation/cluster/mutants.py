@@ -372,11 +372,6 @@ def vote_lost() -> Any:
     return mock.patch.object(Journal, "_read_state", lambda self: None)
 
 
-@_mutant("a follower cuts off entries that agree with an old message's")
-def appends_not_sanitized() -> Any:
-    return _without(append_sanitized=False)
-
-
 @_mutant("entries go before the snapshot that holds them is on the disk")
 def snapshot_durable_late() -> Any:
     return _without(snapshot_durable_first=False, reconciled_first=False)
