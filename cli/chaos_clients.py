@@ -22,6 +22,9 @@ DELIVERY_TIMEOUT_MS: Final = 8000  # After that a write counts as unsure.
 # librdkafka, once a write has timed out that may have been stored, sends those behind it again under a new producer epoch: they
 # are then duplicates of its own making. So its idempotent producer must be more patient than any fault lasts.
 IDEMPOTENT_DELIVERY_TIMEOUT_MS: Final = 120_000
+# Nor may it give up a request itself: a write behind it may then overtake it on the way to the new leader, which refuses that
+# one as out of order, and librdkafka again repeats under a new epoch what may be stored already (tests/conformance/FINDINGS.md).
+IDEMPOTENT_REQUEST_TIMEOUT_MS: Final = 60_000
 REQUEST_TIMEOUT_MS: Final = 4000
 OUTSTANDING_MAX: Final = 400  # Writes without an answer per producer; beyond that it waits.
 FLUSH_TIMEOUT_S: Final = 12.0
@@ -113,7 +116,8 @@ class _Producing:
         self.spec, self.recorder = spec, recorder
         self.outstanding = 0
         self.is_fatal = False
-        own: dict[str, Any] = {"retries": 0} if not spec.idempotent else {}
+        request_timeout_ms = IDEMPOTENT_REQUEST_TIMEOUT_MS if spec.idempotent else REQUEST_TIMEOUT_MS
+        own: dict[str, Any] = {"socket.timeout.ms": request_timeout_ms + 1000} if spec.idempotent else {"retries": 0}
         self.producer = Producer(
             client_settings(spec, error_cb=self._on_error)
             | {
@@ -121,7 +125,7 @@ class _Producing:
                 "acks": spec.acks,
                 "linger.ms": 5,
                 "message.timeout.ms": IDEMPOTENT_DELIVERY_TIMEOUT_MS if spec.idempotent else DELIVERY_TIMEOUT_MS,
-                "request.timeout.ms": REQUEST_TIMEOUT_MS,
+                "request.timeout.ms": request_timeout_ms,
                 **own,
             }
         )
