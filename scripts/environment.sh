@@ -1,10 +1,10 @@
 # Sourced by the scripts: a virtual environment of the project's own with the pinned packages, made when it is missing.
-# RAFTLOG_VENV names another place for it; an active virtual environment that already has everything is used as it is.
+# VENV_DIRECTORY names another place for it. (Not RAFTLOG_…: those are settings, and a node refuses one it does not know.)
 
 prepare_environment() {  # prepare_environment EXTRA...: install raftlog with these extras (test, check) unless they are there
   local extras stamp directory
   extras=$(IFS=,; echo "$*")
-  directory="${RAFTLOG_VENV:-$PWD/.venv}"
+  directory="${VENV_DIRECTORY:-$PWD/.venv}"
   if [[ ! -x "$directory/bin/python" ]]; then
     "${PYTHON:-python3}" -m venv "$directory"
   fi

@@ -1,6 +1,6 @@
 """Kafka's own `kafka-dump-log` reads the files of a partition: every batch, record, index entry and producer snapshot.
 
-Needs java, and RAFTLOG_KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
+Needs java, and KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def write_log(directory: Path) -> int:
 
 
 def test_kafka_dump_log_reads_everything(tmp_path: Path) -> None:
-    classpath = os.environ.get("RAFTLOG_KAFKA_CLASSPATH")
+    classpath = os.environ.get("KAFKA_CLASSPATH")
     if shutil.which("java") is None or not classpath:
-        pytest.skip("kafka-dump-log is not here: needs java and RAFTLOG_KAFKA_CLASSPATH")
+        pytest.skip("kafka-dump-log is not here: needs java and KAFKA_CLASSPATH")
     directory = tmp_path / "flights-0"
     count = write_log(directory)
     files = sorted(str(path) for path in directory.glob("0*"))

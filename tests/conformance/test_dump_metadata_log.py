@@ -1,6 +1,6 @@
 """Kafka's own `kafka-dump-log` reads the metadata log, its snapshots and `bootstrap.checkpoint`.
 
-Needs java, and RAFTLOG_KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
+Needs java, and KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def dump(path: Path, classpath: str) -> str:
 
 
 def test_kafka_dump_log_decodes_the_metadata(tmp_path: Path) -> None:
-    classpath = os.environ.get("RAFTLOG_KAFKA_CLASSPATH")
+    classpath = os.environ.get("KAFKA_CLASSPATH")
     if shutil.which("java") is None or not classpath:
-        pytest.skip("kafka-dump-log is not here: needs java and RAFTLOG_KAFKA_CLASSPATH")
+        pytest.skip("kafka-dump-log is not here: needs java and KAFKA_CLASSPATH")
     write_metadata(tmp_path)
     log = tmp_path / "__cluster_metadata-0"
     segments = "".join(dump(path, classpath) for path in sorted(log.glob("*.log")))

@@ -2,7 +2,7 @@
 
 Every API and version that a node advertises gets requests that are nonsense within their schema, and ones that are broken.
 Beside it an ordinary producer and an ordinary consumer work on, and may not see one error.
-RAFTLOG_SEED repeats a run, RAFTLOG_HOSTILE_ROUNDS makes it longer.
+HOSTILE_SEED repeats a run, HOSTILE_ROUNDS makes it longer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from raftlog.protocol.batches import Compression, Record, crc32c, encode_batch
 from raftlog.protocol.messages import Fields, MalformedFrame, decode_response, encode_request
 from raftlog.testing import Cluster
 
-SEED = int(os.environ.get("RAFTLOG_SEED", random.SystemRandom().getrandbits(32)))
-ROUNDS = int(os.environ.get("RAFTLOG_HOSTILE_ROUNDS", "4"))  # Each sends one well-formed and two spoiled requests per API and version.
+SEED = int(os.environ.get("HOSTILE_SEED", random.SystemRandom().getrandbits(32)))
+ROUNDS = int(os.environ.get("HOSTILE_ROUNDS", "4"))  # Each sends one well-formed and two spoiled requests per API and version.
 HOST = "127.0.0.1"
 ANSWER_TIMEOUT_S = 20.0
 BYSTANDER_TIMEOUT_S = 60.0
@@ -136,7 +136,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def watched(cluster: Cluster) -> Iterator[LogWatch]:
     """Around a test: the ordinary client and the log; both are checked at the end."""
-    print(f"RAFTLOG_SEED={SEED}")
+    print(f"HOSTILE_SEED={SEED}")
     watch = LogWatch()
     logging.getLogger().addHandler(watch)
     before = memory_bytes()

@@ -1,6 +1,6 @@
 """A broker of Apache Kafka, on the JVM, joins a raftlog quorum: it leads and follows partitions beside raftlog's brokers.
 
-Needs java, and RAFTLOG_KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
+Needs java, and KAFKA_CLASSPATH with the jars of Kafka 4 (`org.apache.kafka:kafka_2.13` and its dependencies).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def _write_configuration(directory: Path, cluster: Cluster) -> Path:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Iterator[tuple[Cluster, subprocess.Popen[bytes]]]:
     """Three raftlog nodes and one JVM broker that is unfenced."""
-    classpath = os.environ.get("RAFTLOG_KAFKA_CLASSPATH")
+    classpath = os.environ.get("KAFKA_CLASSPATH")
     if shutil.which("java") is None or not classpath:
-        pytest.skip("no broker on the JVM here: needs java and RAFTLOG_KAFKA_CLASSPATH")
+        pytest.skip("no broker on the JVM here: needs java and KAFKA_CLASSPATH")
     with Cluster(3, {"broker.session.timeout.ms": 9000}) as cluster:
         command = ["java", "-Xmx400m", "-cp", classpath, "kafka.Kafka", str(_write_configuration(tmp_path, cluster))]
         with (tmp_path / "jvm.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""Transcripts of the controller: commands, a line of dashes, what happens. RAFTLOG_REWRITE=1 writes what happened into them."""
+"""Transcripts of the controller: commands, a line of dashes, what happens. REWRITE_TRANSCRIPTS=1 writes what happened into them."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ async def play(text: str) -> str:
 def test_transcript(path: pathlib.Path) -> None:
     text = path.read_text()
     played = run(play(text))
-    if os.environ.get("RAFTLOG_REWRITE"):
+    if os.environ.get("REWRITE_TRANSCRIPTS"):
         path.write_text(played)
     assert played == text
 

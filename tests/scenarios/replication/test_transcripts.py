@@ -1,6 +1,6 @@
 """Replication of one partition as transcripts: commands, `----`, what came of them.
 
-`RAFTLOG_REWRITE=1 pytest tests/scenarios/replication` writes the outputs anew; read the difference before committing it.
+`REWRITE_TRANSCRIPTS=1 pytest tests/scenarios/replication` writes the outputs anew; read the difference before committing it.
 """
 
 from __future__ import annotations
@@ -161,6 +161,6 @@ def play(text: str) -> str:
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(path: pathlib.Path) -> None:
     found = play(path.read_text())
-    if os.environ.get("RAFTLOG_REWRITE"):
+    if os.environ.get("REWRITE_TRANSCRIPTS"):
         path.write_text(found)
     assert found == path.read_text()
