@@ -1,4 +1,4 @@
-"""Replica fetchers: for each broker that leads partitions followed here, one connection and one fetch under way.
+"""A replica fetcher: of one broker that leads partitions followed here, with one connection and one fetch under way.
 
 A fetch waits at the leader until there is data. When partitions are added meanwhile, or one's back-off ends, a second
 fetch goes out on the same connection at once: the leader then answers the first, so nobody waits for the long poll.
@@ -9,107 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Final
 
+from raftlog.broker.fetch_answers import REQUEST_TIMEOUT_MS, FetchAnswers
 from raftlog.broker.followed import Session, Slot
 from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.partition import Partition
-from raftlog.broker.reads import EARLIEST_TIMESTAMP_MS, LATEST_TIMESTAMP_MS
 from raftlog.config import Settings
-from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.replication.fetch_sessions import EPOCH_MAX, FINAL_EPOCH, INITIAL_EPOCH, NO_SESSION, next_epoch
-from raftlog.core.replication.follower import FollowerState, OutOfRange, backoff_ms, repair_out_of_range, truncation_offset
+from raftlog.core.replication.follower import backoff_ms
 from raftlog.environment import Environment
-from raftlog.errors import ApiError, CorruptMessage, ErrorCode, InvalidRecord, KafkaStorageError, RaftlogError, StorageError, error_for
-from raftlog.ids import NO_NODE, LeaderEpoch, NodeId, Offset, TopicId
+from raftlog.errors import ErrorCode, RaftlogError, error_for
+from raftlog.ids import LeaderEpoch, NodeId, TopicId
 from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.apis import ApiKey
-from raftlog.protocol.fetch import FetchedPartition, FetchResponse, parse_fetch_response
+from raftlog.protocol.fetch import FetchResponse, parse_fetch_response
 from raftlog.protocol.replica_fetch import FETCH_VERSION, encode_replica_fetch
 
 CONNECT_TIMEOUT_MS: Final = 5000
-REQUEST_TIMEOUT_MS: Final = 30_000  # Beyond the longest wait at the leader: it hangs. Kafka's replica.socket.timeout.ms.
 FETCHES_IN_FLIGHT_MAX: Final = 4  # To one leader; more than one only while partitions are added.
 SIZE_BYTES_MIN: Final = 1
-
-_NEWS: Final = frozenset({ErrorCode.unknown_leader_epoch, ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
 
 _SESSION_ERRORS: Final = frozenset(
     {ErrorCode.fetch_session_id_not_found, ErrorCode.invalid_fetch_session_epoch, ErrorCode.fetch_session_topic_id_error}
 )
 
 logger = logging.getLogger(__name__)
-
-
-class ReplicaFetchers:
-    """All fetchers of one broker."""
-
-    def __init__(
-        self, environment: Environment, settings: Settings, hosted: HostedPartitions, on_storage_error: Callable[[Exception], object]
-    ) -> None:
-        self._environment = environment
-        self._settings = settings
-        self._hosted = hosted
-        self._on_storage_error = on_storage_error
-        self._fetchers: dict[NodeId, LeaderFetcher] = {}
-        self._leader_of: dict[Partition, NodeId] = {}
-        self._changed: dict[Partition, None] = {}
-        self._closed = False
-
-    def changed(self, partition: Partition) -> None:
-        """Its leader or leader epoch is another, or it is gone; takes effect with the next `apply`."""
-        self._changed[partition] = None
-
-    def apply(self, image: MetadataImage) -> None:
-        """Follow whom the changed partitions say, at the endpoints that `image` says."""
-        if self._closed:
-            return
-        changed, self._changed = self._changed, {}
-        for partition in changed:
-            self._leave(partition)
-            following = partition.following
-            if following is not None and following.leader != NO_NODE and not partition.offline:
-                self._follow(partition, following)
-        for node_id, fetcher in list(self._fetchers.items()):
-            if fetcher.is_idle and node_id not in image.brokers:
-                del self._fetchers[node_id]
-                fetcher.stop()
-            else:
-                fetcher.run(self._endpoint(image, node_id))
-
-    def abandon(self) -> None:
-        self._closed = True
-        for fetcher in self._fetchers.values():
-            fetcher.stop()
-
-    def log_start_moved(self, partition: Partition) -> None:
-        """Retention took what was at its beginning."""
-        leader = self._leader_of.get(partition)
-        if leader is not None:
-            self._fetchers[leader].log_start_moved(partition)
-
-    async def close(self) -> None:
-        self.abandon()
-        await asyncio.gather(*(fetcher.stopped() for fetcher in self._fetchers.values()))
-
-    def _leave(self, partition: Partition) -> None:
-        leader = self._leader_of.pop(partition, None)
-        if leader is not None:
-            self._fetchers[leader].remove(partition)
-
-    def _follow(self, partition: Partition, following: FollowerState) -> None:
-        fetcher = self._fetchers.get(following.leader)
-        if fetcher is None:
-            fetcher = LeaderFetcher(self._environment, self._settings, self._hosted, following.leader, self._on_storage_error)
-            self._fetchers[following.leader] = fetcher
-        fetcher.add(partition, following.leader_epoch)
-        self._leader_of[partition] = following.leader
-
-    def _endpoint(self, image: MetadataImage, node_id: NodeId) -> tuple[str, int] | None:
-        broker = image.brokers.get(node_id)
-        endpoint = None if broker is None else broker.endpoints.get(self._settings.inter_broker_listener_name)
-        return None if endpoint is None else (endpoint.host, endpoint.port)
 
 
 class LeaderFetcher:
@@ -127,7 +53,7 @@ class LeaderFetcher:
         self._settings = settings
         self._hosted = hosted
         self._leader = leader
-        self._on_storage_error = on_storage_error
+        self._answers = FetchAnswers(settings, self, own_id=hosted.node_id, leader=leader, on_storage_error=on_storage_error)
         self._slots: dict[TopicId, dict[int, Slot]] = {}
         self._untold: dict[Slot, None] = {}  # Those of which the leader does not know, or not how far they are.
         self._session: Session | None = None
@@ -168,14 +94,14 @@ class LeaderFetcher:
     def log_start_moved(self, partition: Partition) -> None:
         slot = self._slots.get(partition.topic_id, {}).get(partition.name.partition)
         if slot is not None:
-            self._changed(slot)
+            self.changed(slot)
 
-    def _changed(self, slot: Slot) -> None:
+    def changed(self, slot: Slot) -> None:
         """The leader is to be told anew how far this log is."""
         slot.forget()
-        self._look_again(slot)
+        self.look_again(slot)
 
-    def _look_again(self, slot: Slot) -> None:
+    def look_again(self, slot: Slot) -> None:
         """The next request has something to say of it: how far the log is, or that it is to be left out for a while."""
         if self._has(slot):
             self._untold[slot] = None
@@ -202,7 +128,7 @@ class LeaderFetcher:
         if self._has_news:
             self._has_news = False
             self._connect_failures = 0
-            self._kick()
+            self.kick()
 
     def stop(self) -> None:
         self._is_stopped = True
@@ -269,7 +195,7 @@ class LeaderFetcher:
         except TimeoutError:
             pass
 
-    def _kick(self) -> None:
+    def kick(self) -> None:
         """Something is due now: wake the loop, or overtake the fetch that waits at the leader."""
         self._due.set()
         peer = self._peer
@@ -278,9 +204,13 @@ class LeaderFetcher:
         if self._in_flight >= FETCHES_IN_FLIGHT_MAX:
             self._is_overdue = True
         else:
-            task = asyncio.get_running_loop().create_task(self._extra_round(peer))
-            self._extra.add(task)
-            task.add_done_callback(self._extra.discard)
+            self.spawn(self._extra_round(peer))
+
+    def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        """Run it beside the rounds, until this fetcher stops."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._extra.add(task)
+        task.add_done_callback(self._extra.discard)
 
     async def _extra_round(self, peer: PeerConnection) -> None:
         try:
@@ -404,7 +334,7 @@ class LeaderFetcher:
                 self._opening = None
             if self._is_overdue:
                 self._is_overdue = False
-                self._kick()
+                self.kick()
         return parse_fetch_response(response, FETCH_VERSION)
 
     def _take_all(self, session: Session, epoch: int, answer: FetchResponse) -> None:
@@ -415,7 +345,7 @@ class LeaderFetcher:
                 slot = slots.get(fetched.partition)
                 # Else it was removed, added anew in another leader epoch, or its log changed since the leader was told of it.
                 if slot is not None and session.is_answer_to(slot, epoch):
-                    self._take(session.peer, slot, fetched)
+                    self._answers.take(session.peer, slot, fetched)
                     if len(fetched.records):
                         self._move_to_end(topic, fetched.partition, slot)
 
@@ -426,76 +356,10 @@ class LeaderFetcher:
             siblings[index] = siblings.pop(index)
             self._slots[topic_id] = self._slots.pop(topic_id)
 
-    # --- One partition's answer ---
-
-    def _take(self, peer: PeerConnection, slot: Slot, fetched: FetchedPartition) -> None:
-        partition = slot.partition
-        try:
-            if fetched.error_code:
-                self._refused(peer, slot, ErrorCode(fetched.error_code))
-                return
-            partition.require_follower(slot.leader_epoch)
-            if fetched.diverging is not None:
-                self._truncate(slot, *fetched.diverging)
-            else:
-                partition.append_as_follower(
-                    fetched.records, leader_high_watermark=fetched.high_watermark, leader_start_offset=fetched.log_start_offset
-                )
-                slot.failures = 0
-                if slot.is_outdated():
-                    self._changed(slot)
-        except (KafkaStorageError, StorageError) as error:
-            self._on_storage_error(error)
-        except (CorruptMessage, InvalidRecord) as error:
-            logger.error("%s: what node %d sent for offset %d is damaged: %s", partition.name, self._leader, partition.log.log_end_offset, error)
-            self._back_off(slot)
-        except ApiError as error:
-            logger.info("%s: %s", partition.name, error)
-            self._back_off(slot)
-
-    def _truncate(self, slot: Slot, diverging_epoch: LeaderEpoch, diverging_end_offset: Offset) -> None:
-        partition = slot.partition
-        log = partition.log
-        offset = truncation_offset(
-            diverging_epoch=diverging_epoch,
-            diverging_end_offset=diverging_end_offset,
-            end_offset_for_epoch=log.end_offset_for_epoch,
-            log_end_offset=log.log_end_offset,
-        )
-        logger.info(
-            "%s: cutting the log from %d to %d, where it parts from node %d's in leader epoch %d",
-            partition.name,
-            log.log_end_offset,
-            offset,
-            self._leader,
-            diverging_epoch,
-        )
-        asked = slot.encoded
-        self._cut(slot, offset)
-        if slot.encode(self._settings.replica_fetch_max_bytes) == asked:
-            self._back_off(slot)  # Nothing was cut: asking the same again at once would spin.
-
-    def _cut(self, slot: Slot, offset: Offset) -> None:
-        if slot.partition.truncate_to(offset):
-            logger.warning("%s: cut at %d, below the high watermark: an unclean election lost records", slot.partition.name, offset)
-        self._changed(slot)
-
-    def _refused(self, peer: PeerConnection, slot: Slot, code: ErrorCode) -> None:
-        if code == ErrorCode.offset_out_of_range:
-            slot.is_repairing = True
-            self._look_again(slot)
-            task = asyncio.get_running_loop().create_task(self._repair(peer, slot))
-            self._extra.add(task)
-            task.add_done_callback(self._extra.discard)
-            return
-        if code not in _NEWS:  # Those come with every change of leader, when this end hears of it before the other.
-            logger.info("%s: node %d refuses the fetch: %s", slot.partition.name, self._leader, code.name)
-        self._back_off(slot)
-
-    def _back_off(self, slot: Slot) -> None:
+    def back_off(self, slot: Slot) -> None:
         """Leave the partition out for a while; then fetch it without waiting for the round under way."""
         slot.failures += 1
-        self._look_again(slot)
+        self.look_again(slot)
         loop = asyncio.get_running_loop()
         pause = backoff_ms(slot.failures, wait_ms_max=self._settings.replica_fetch_backoff_ms) / 1000
         slot.paused_until = loop.time() + pause
@@ -510,51 +374,4 @@ class LeaderFetcher:
         paused = [slot.paused_until for slot in self._all_slots() if slot.paused_until > loop.time()]
         if paused:
             self._alarm = loop.call_at(min(paused), self._ring)
-        self._kick()
-
-    async def _repair(self, peer: PeerConnection, slot: Slot) -> None:
-        """The leader does not have what comes next: ask for its range, and cut the log or begin it anew."""
-        partition = slot.partition
-        try:
-            end_offset = await self._leader_offset(peer, slot, LATEST_TIMESTAMP_MS)
-            start_offset = await self._leader_offset(peer, slot, EARLIEST_TIMESTAMP_MS)
-            partition.require_follower(slot.leader_epoch)
-            repair = repair_out_of_range(log_end_offset=partition.log.log_end_offset, leader_start_offset=start_offset, leader_end_offset=end_offset)
-            logger.info("%s: out of node %d's range: %s (offset %d)", partition.name, self._leader, repair.action.value, repair.offset)
-            if repair.action is OutOfRange.TRUNCATE:
-                self._cut(slot, repair.offset)
-            elif repair.action is OutOfRange.START_AT:
-                partition.start_at(repair.offset)
-                self._changed(slot)
-            else:
-                self._back_off(slot)
-        except (KafkaStorageError, StorageError) as error:
-            self._on_storage_error(error)
-        except RaftlogError as error:
-            logger.info("%s: asking node %d for its range failed: %s", partition.name, self._leader, error)
-            self._back_off(slot)
-        finally:
-            slot.is_repairing = False
-            self._kick()
-
-    async def _leader_offset(self, peer: PeerConnection, slot: Slot, timestamp_ms: int) -> Offset:
-        name = slot.partition.name
-        item = {
-            "partition_index": name.partition,
-            "current_leader_epoch": slot.leader_epoch,
-            "timestamp": timestamp_ms,
-        }
-        answer = await peer.request(
-            ApiKey.LIST_OFFSETS,
-            {
-                "replica_id": self._hosted.node_id,
-                "isolation_level": 0,
-                "topics": ({"name": name.topic, "partitions": (item,)},),
-            },
-            timeout_ms=REQUEST_TIMEOUT_MS,
-        )
-        found = answer.topics[0].partitions[0]
-        if found.error_code:
-            raise error_for(found.error_code)
-        offset: Offset = found.offset
-        return offset
+        self.kick()

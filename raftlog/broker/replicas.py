@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from raftlog.broker.fetcher import ReplicaFetchers
+from raftlog.broker.fetchers import ReplicaFetchers
 from raftlog.broker.fetches import FetchService
 from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.isr import ControllerRequests, IsrChanges
