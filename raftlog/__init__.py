@@ -16,7 +16,7 @@ The map of this tree. Imports go downward only; what is marked PURE decides with
     storage/      disk: log.py (one partition), segment.py, indexes.py, manager.py (all of a node), files.py (the only opener)
     core/         PURE decisions: metadata/ (records, image), controller/, replication/, coordinators/, log/
     protocol/     PURE bytes to values: messages.py (any API), produce.py and fetch.py (packed by hand), batches.py (records)
-    config.py     a node's settings           topic_config.py   a topic's
+    config.py     a node's settings           topic_config.py   a topic's           config_types.py   what a config is
     environment.py  clock, chance, disk and network as arguments
     ids.py        nouns                       errors.py         exceptions, each with its Kafka error code
 """

@@ -1,19 +1,23 @@
 """A node's settings: Kafka's names and meanings, read from a .properties file and overridden, validated once, frozen.
 
 Order, later wins: defaults, the file, `RAFTLOG_…` environment variables (`RAFTLOG_LOG_DIRS` sets `log.dirs`), `--set`.
-A field's name is the setting's name with `_` for `.`; its annotation is its type. A setting that has no effect is not here.
+What the metadata log says of a broker is above them all (KIP-226), for settings whose `mode` allows it.
+A field's name is the setting's name with `_` for `.`; its annotation is its type, INT where it is `int` and `type` says
+nothing else. A setting that has no effect is not here, and one that has none before a restart is READ_ONLY.
 Source: https://kafka.apache.org/documentation/#brokerconfigs
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from raftlog.errors import ConfigError
+from raftlog.config_types import REQUIRED, ConfigKey, ConfigType
+from raftlog.errors import ConfigError, InvalidConfig
 from raftlog.ids import NodeId
 
 ENVIRONMENT_PREFIX: Final = "RAFTLOG_"
@@ -39,21 +43,42 @@ class Voter(NamedTuple):
     port: int
 
 
+class UpdateMode(enum.Enum):
+    """Where a setting may be given besides the file: nowhere, for one broker only, or for one and for all. Source: KIP-226."""
+
+    READ_ONLY = "read-only"
+    PER_BROKER = "per-broker"
+    CLUSTER_WIDE = "cluster-wide"
+
+
+READ_ONLY: Final = UpdateMode.READ_ONLY
+PER_BROKER: Final = UpdateMode.PER_BROKER
+CLUSTER_WIDE: Final = UpdateMode.CLUSTER_WIDE
+LONG: Final = ConfigType.LONG
+SHORT: Final = ConfigType.SHORT
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     *,
     doc: str,
+    type: ConfigType | None = None,
+    mode: UpdateMode = UpdateMode.READ_ONLY,
     minimum: float | None = None,
     maximum: float | None = None,
-    one_of: Sequence[str] | None = None,
+    one_of: tuple[str, ...] | None = None,
+    check: Callable[[Any], str | None] | None = None,
 ) -> Any:
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "one_of": one_of}
-    return dataclasses.field(default=default, metadata=metadata)
+    """A field of Settings; `mode` is not READ_ONLY only where every part that uses the setting hears of its change."""
+    validation = {"minimum": minimum, "maximum": maximum, "one_of": one_of, "check": check}
+    return dataclasses.field(default=default, metadata={"doc": doc, "type": type, "mode": mode, **validation})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one node; build it with `load`, which validates, or `dataclasses.replace`."""
+
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # Names that the file or a later source named.
 
     # Identity and roles
     process_roles: tuple[str, ...] = setting(("broker", "controller"), doc="Roles of this process: broker, controller or both.")
@@ -71,7 +96,7 @@ class Settings:
     socket_send_buffer_bytes: int = setting(102400, doc="SO_SNDBUF of a connection; -1 for the system's.", minimum=-1)
     socket_receive_buffer_bytes: int = setting(102400, doc="SO_RCVBUF of a connection; -1 for the system's.", minimum=-1)
     max_connections: int = setting(2147483647, doc="Most connections to this broker at once.", minimum=1)
-    connections_max_idle_ms: int = setting(600000, doc="A connection without a request for so long is closed.", minimum=1000)
+    connections_max_idle_ms: int = setting(600000, type=LONG, doc="A connection without a request for so long is closed.", minimum=1000)
 
     # Quorum
     controller_quorum_election_timeout_ms: int = setting(
@@ -79,7 +104,7 @@ class Settings:
     )
     controller_quorum_append_linger_ms: int = setting(2, doc="How long the active controller gathers decisions into one entry.", minimum=0)
     metadata_log_max_record_bytes_between_snapshots: int = setting(
-        20971520, doc="A snapshot is taken after so many bytes of metadata records.", minimum=1024
+        20971520, type=LONG, doc="A snapshot is taken after so many bytes of metadata records.", minimum=1024
     )
 
     # Brokers and the controller
@@ -88,7 +113,9 @@ class Settings:
     initial_broker_registration_timeout_ms: int = setting(60000, doc="A broker that can't register for so long gives up.", minimum=1000)
     controlled_shutdown_enable: bool = setting(True, doc="Hand leadership over before stopping.")
     auto_leader_rebalance_enable: bool = setting(True, doc="Give leadership back to preferred leaders from time to time.")
-    leader_imbalance_check_interval_seconds: int = setting(300, doc="Pause between looks for leaders that are not the preferred ones.", minimum=1)
+    leader_imbalance_check_interval_seconds: int = setting(
+        300, type=LONG, doc="Pause between looks for leaders that are not the preferred ones.", minimum=1
+    )
     leader_imbalance_per_broker_percentage: int = setting(
         10, doc="Share of a broker's preferred leaderships that others may hold before it gets them back.", minimum=0, maximum=100
     )
@@ -96,44 +123,58 @@ class Settings:
     num_partitions: int = setting(1, doc="Partitions of a topic that names no number.", minimum=1)
     default_replication_factor: int = setting(1, doc="Replicas of a topic that names no number.", minimum=1, maximum=32767)
     delete_topic_enable: bool = setting(True, doc="Allow topics to be deleted.")
-    unclean_leader_election_enable: bool = setting(False, doc="Let a replica outside the ISR lead when none in it is left; loses data.")
-    min_insync_replicas: int = setting(1, doc="Members the ISR must have for acks=all to be accepted.", minimum=1)
+    unclean_leader_election_enable: bool = setting(
+        False, mode=CLUSTER_WIDE, doc="Let a replica outside the ISR lead when none in it is left; loses data."
+    )
+    min_insync_replicas: int = setting(1, mode=CLUSTER_WIDE, doc="Members the ISR must have for acks=all to be accepted.", minimum=1)
 
     # Log
     log_dirs: tuple[str, ...] = setting(("raftlog-data",), doc="Directory of this node's logs.")
     metadata_log_dir: str | None = setting(None, doc="Directory of the metadata log; the first of log.dirs when unset.")
-    log_segment_bytes: int = setting(1073741824, doc="A segment is rolled at this size.", minimum=1024)
-    log_roll_ms: int = setting(604800000, doc="A segment is rolled at this age of its first record.", minimum=1)
-    log_retention_ms: int = setting(604800000, doc="Segments whose newest record is older are deleted; -1: never.", minimum=-1)
-    log_retention_bytes: int = setting(-1, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1)
-    log_cleanup_policy: str = setting("delete", doc="What becomes of old segments: they are deleted.", one_of=("delete",))
-    log_retention_check_interval_ms: int = setting(300000, doc="Pause between looks for segments to delete.", minimum=10)
-    log_index_interval_bytes: int = setting(4096, doc="Bytes of log between two index entries.", minimum=0)
-    log_index_size_max_bytes: int = setting(10485760, doc="Largest index file.", minimum=96)
-    log_message_timestamp_type: str = setting("CreateTime", doc="Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime"))
-    log_flush_interval_messages: int = setting(9223372036854775807, doc="Records after which a partition is fsynced.", minimum=1)
+    log_segment_bytes: int = setting(1073741824, mode=CLUSTER_WIDE, doc="A segment is rolled at this size.", minimum=1024)
+    log_roll_ms: int = setting(604800000, mode=CLUSTER_WIDE, type=LONG, doc="A segment is rolled at this age of its first record.", minimum=1)
+    log_retention_ms: int = setting(
+        604800000, mode=CLUSTER_WIDE, type=LONG, doc="Segments whose newest record is older are deleted; -1: never.", minimum=-1
+    )
+    log_retention_bytes: int = setting(
+        -1, mode=CLUSTER_WIDE, type=LONG, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1
+    )
+    log_cleanup_policy: tuple[str, ...] = setting(
+        ("delete",), mode=CLUSTER_WIDE, doc="What becomes of old segments: they are deleted.", one_of=("delete",)
+    )
+    log_retention_check_interval_ms: int = setting(300000, type=LONG, doc="Pause between looks for segments to delete.", minimum=10)
+    log_index_interval_bytes: int = setting(4096, mode=CLUSTER_WIDE, doc="Bytes of log between two index entries.", minimum=0)
+    log_index_size_max_bytes: int = setting(10485760, mode=CLUSTER_WIDE, doc="Largest index file.", minimum=96)
+    log_message_timestamp_type: str = setting(
+        "CreateTime", mode=CLUSTER_WIDE, doc="Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime")
+    )
+    log_flush_interval_messages: int = setting(
+        9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="Records after which a partition is fsynced.", minimum=1
+    )
     log_flush_offset_checkpoint_interval_ms: int = setting(60000, doc="Pause between writes of the recovery-point checkpoint.", minimum=10)
-    message_max_bytes: int = setting(1048588, doc="Largest batch that is accepted, in bytes.", minimum=0)
+    message_max_bytes: int = setting(1048588, mode=CLUSTER_WIDE, doc="Largest batch that is accepted, in bytes.", minimum=0)
     producer_id_expiration_ms: int = setting(86400000, doc="A producer's sequence state is forgotten after so long without a record.", minimum=1)
 
     # Replication
-    replica_lag_time_max_ms: int = setting(30000, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
+    replica_lag_time_max_ms: int = setting(30000, type=LONG, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
     fetch_max_bytes: int = setting(57671680, doc="Most bytes of records in one response to a consumer's fetch.", minimum=1024)
     max_incremental_fetch_session_cache_slots: int = setting(1000, doc="Fetch sessions remembered at a time.", minimum=0)
     replica_fetch_max_bytes: int = setting(1048576, doc="Bytes a follower asks for per partition.", minimum=1)
     replica_fetch_response_max_bytes: int = setting(10485760, doc="Bytes a follower asks for per request.", minimum=1)
     replica_fetch_wait_max_ms: int = setting(500, doc="Longest a follower's fetch waits at the leader.", minimum=1)
     replica_fetch_backoff_ms: int = setting(1000, doc="Longest pause of a follower after a failed fetch.", minimum=1)
-    replica_high_watermark_checkpoint_interval_ms: int = setting(5000, doc="Pause between writes of the high-watermark checkpoint.", minimum=10)
+    replica_high_watermark_checkpoint_interval_ms: int = setting(
+        5000, type=LONG, doc="Pause between writes of the high-watermark checkpoint.", minimum=10
+    )
 
     # Groups
     offsets_topic_num_partitions: int = setting(50, doc="Partitions of __consumer_offsets.", minimum=1)
-    offsets_topic_replication_factor: int = setting(3, doc="Replicas of __consumer_offsets.", minimum=1)
+    offsets_topic_replication_factor: int = setting(3, type=SHORT, doc="Replicas of __consumer_offsets.", minimum=1)
     offsets_topic_segment_bytes: int = setting(104857600, doc="Segment size of __consumer_offsets.", minimum=1024)
     offsets_retention_minutes: int = setting(
         10080, doc="A committed offset is forgotten so long after its group became empty, or its consumer committed it.", minimum=1
     )
-    offsets_retention_check_interval_ms: int = setting(600000, doc="Pause between looks for offsets to forget.", minimum=1)
+    offsets_retention_check_interval_ms: int = setting(600000, type=LONG, doc="Pause between looks for offsets to forget.", minimum=1)
     offset_metadata_max_bytes: int = setting(4096, doc="Longest metadata string of a committed offset.", minimum=0)
     group_initial_rebalance_delay_ms: int = setting(0, doc="Wait for more members at the first rebalance of an empty group.", minimum=0)
     group_min_session_timeout_ms: int = setting(6000, doc="Shortest session timeout a member may ask for.", minimum=1)
@@ -174,8 +215,31 @@ class Settings:
         return self.metadata_log_dir or self.data_directory
 
 
-FIELDS: Final[Mapping[str, dataclasses.Field[Any]]] = {field.name.replace("_", "."): field for field in dataclasses.fields(Settings)}
-_TYPES: Final[Mapping[str, Any]] = typing.get_type_hints(Settings)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingKey(ConfigKey):
+    """One setting: its key, the field of Settings that holds it, and where it may be changed at run time."""
+
+    field: str
+    mode: UpdateMode
+
+
+def _keys() -> dict[str, SettingKey]:
+    hints = typing.get_type_hints(Settings)
+    by_hint = {bool: ConfigType.BOOLEAN, int: ConfigType.INT, float: ConfigType.DOUBLE, tuple[str, ...]: ConfigType.LIST}
+    keys = {}
+    for field in dataclasses.fields(Settings):
+        if not field.metadata:
+            continue
+        hint = next((part for part in typing.get_args(hints[field.name]) if part in by_hint), hints[field.name])
+        properties = dict(field.metadata)
+        properties["type"] = properties["type"] or by_hint.get(hint, ConfigType.STRING)
+        properties["default"] = REQUIRED if field.default is dataclasses.MISSING else field.default
+        name = field.name.replace("_", ".")
+        keys[name] = SettingKey(name=name, field=field.name, **properties)
+    return keys
+
+
+KEYS: Final[Mapping[str, SettingKey]] = _keys()
 
 
 def load(
@@ -193,13 +257,16 @@ def load(
     texts.update(overrides or {})
     values = {}
     for name, text in texts.items():
-        if name not in FIELDS:
+        if name not in KEYS:
             raise ConfigError(f"unknown setting {name!r}")
-        values[FIELDS[name].name] = parse_value(name, text)
-    for name, field in FIELDS.items():
-        if field.default is dataclasses.MISSING and field.name not in values:
+        try:
+            values[KEYS[name].field] = KEYS[name].parse(text)
+        except InvalidConfig as error:
+            raise ConfigError(str(error)) from None
+    for name, key in KEYS.items():
+        if key.default is REQUIRED and key.field not in values:
             raise ConfigError(f"setting {name!r} is missing")
-    settings = Settings(**values)
+    settings = Settings(given=frozenset(texts), **values)
     _check_together(settings)
     return settings
 
@@ -223,40 +290,8 @@ def parse_properties(text: str) -> dict[str, str]:
     return pairs
 
 
-def parse_value(name: str, text: str) -> Any:
-    """The typed value of one setting's text. Raises ConfigError when it is ill-typed or out of range."""
-    field = FIELDS[name]
-    kind = _TYPES[field.name]
-    value: Any
-    if kind == tuple[str, ...]:
-        value = tuple(part.strip() for part in text.split(",") if part.strip())
-    elif kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"setting {name!r} must be true or false, not {text!r}")
-        value = text.lower() == "true"
-    elif kind is int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ConfigError(f"setting {name!r} must be a whole number, not {text!r}") from None
-    else:
-        value = text or None
-    _check_range(name, field, value)
-    return value
-
-
-def _check_range(name: str, field: dataclasses.Field[Any], value: Any) -> None:
-    minimum, maximum, one_of = (field.metadata[key] for key in ("minimum", "maximum", "one_of"))
-    if minimum is not None and value < minimum:
-        raise ConfigError(f"setting {name!r} must be at least {minimum}, not {value}")
-    if maximum is not None and value > maximum:
-        raise ConfigError(f"setting {name!r} must be at most {maximum}, not {value}")
-    if one_of is not None and value not in one_of:
-        raise ConfigError(f"setting {name!r} must be one of {', '.join(one_of)}, not {value!r}")
-
-
 def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in FIELDS}
+    by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in KEYS}
     found = {}
     for variable, text in environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):

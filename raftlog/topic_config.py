@@ -1,102 +1,118 @@
-"""A topic's configuration: Kafka's names, each with the broker setting that gives its default.
+"""A topic's configuration: Kafka's names, each with the broker settings that give its default.
 
+A field's name is the config's name with `_` for `.`. Its type and its valid values are those of the setting it has its
+default from; where there is none, the field says them. A config that has no effect is not here.
 Source: https://kafka.apache.org/documentation/#topicconfigs
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from raftlog.config import KEYS as SETTING_KEYS
 from raftlog.config import Settings
+from raftlog.config_types import ConfigKey, ConfigType
 from raftlog.errors import InvalidConfig
 
-INT64_MAX: Final = 2**63 - 1
+MS_PER_MINUTE: Final = 60_000
+MS_PER_HOUR: Final = 60 * MS_PER_MINUTE
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """One topic config: its name and type, the broker setting its default comes from, its check and its documentation."""
+class Synonym(NamedTuple):
+    """A broker setting that a topic config has its default from, and what its value is multiplied with."""
 
-    name: str
-    kind: type
-    synonym: str
-    doc: str
-    minimum: int | None = None
-    maximum: int | None = None
-    one_of: tuple[str, ...] | None = None
-
-    def parse(self, text: str) -> Any:
-        """The typed value. Raises InvalidConfig with Kafka's wording for an ill-typed or out-of-range one."""
-        problem = f"Invalid value {text} for configuration {self.name}: "
-        if self.kind is bool:
-            if text.lower() not in ("true", "false"):
-                raise InvalidConfig(problem + "Expected value to be either true or false")
-            return text.lower() == "true"
-        if self.kind is int:
-            try:
-                number = int(text)
-            except ValueError:
-                raise InvalidConfig(problem + "Not a number") from None
-            if self.minimum is not None and number < self.minimum:
-                raise InvalidConfig(problem + f"Value must be at least {self.minimum}")
-            maximum = INT64_MAX if self.maximum is None else self.maximum
-            if number > maximum:
-                raise InvalidConfig(problem + f"Value must be no more than {maximum}")
-            return number
-        if self.one_of is not None and not set(text.split(",")) <= set(self.one_of):
-            raise InvalidConfig(problem + f"must be one of: {', '.join(self.one_of)}")
-        return text
+    setting: str
+    factor: int = 1
 
 
-_ALL: Final = (
-    Definition("segment.bytes", int, "log.segment.bytes", "A segment is rolled at this size.", 1024, 2**31 - 1),
-    Definition("segment.ms", int, "log.roll.ms", "A segment is rolled at this age of its first record.", 1),
-    Definition("retention.ms", int, "log.retention.ms", "Segments whose newest record is older are deleted; -1: never.", -1),
-    Definition("retention.bytes", int, "log.retention.bytes", "Oldest segments beyond this size are deleted; -1: never.", -1),
-    Definition("cleanup.policy", tuple, "log.cleanup.policy", "What becomes of old segments: they are deleted.", one_of=("delete",)),
-    Definition("index.interval.bytes", int, "log.index.interval.bytes", "Bytes of log between two index entries.", 0),
-    Definition("segment.index.bytes", int, "log.index.size.max.bytes", "Largest index file.", 96),
-    Definition("message.timestamp.type", str, "log.message.timestamp.type", "Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime")),
-    Definition("max.message.bytes", int, "message.max.bytes", "Largest batch that is accepted, in bytes.", 0),
-    Definition("flush.messages", int, "log.flush.interval.messages", "Records after which a partition is fsynced.", 1),
-    Definition("min.insync.replicas", int, "min.insync.replicas", "Members the ISR must have for acks=all.", 1),
-    Definition("unclean.leader.election.enable", bool, "unclean.leader.election.enable", "Let a replica outside the ISR lead; loses data."),
-)
-DEFINITIONS: Final[Mapping[str, Definition]] = {definition.name: definition for definition in _ALL}
+def of(setting: str, *more: Synonym, doc: str) -> Any:
+    """A config with its default from `setting`, or, while that is unset, from the first of `more` that is set."""
+    return dataclasses.field(metadata={"doc": doc, "synonyms": (Synonym(setting), *more)})
 
 
-@dataclass(frozen=True, slots=True)
+def own(
+    default: Any,
+    *,
+    type: ConfigType,
+    doc: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    one_of: tuple[str, ...] | None = None,
+    check: Callable[[Any], str | None] | None = None,
+) -> Any:
+    """A config without a setting behind it."""
+    validation = {"minimum": minimum, "maximum": maximum, "one_of": one_of, "check": check}
+    return dataclasses.field(metadata={"doc": doc, "synonyms": (), "type": type, "default": default, **validation})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicConfig:
     """The effective configuration of one topic: its overrides over the broker's settings."""
 
-    segment_bytes: int
-    segment_ms: int
-    retention_ms: int
-    retention_bytes: int
-    cleanup_policy: str
-    index_interval_bytes: int
-    segment_index_bytes: int
-    message_timestamp_type: str
-    max_message_bytes: int
-    flush_messages: int
-    min_insync_replicas: int
-    unclean_leader_election_enable: bool
+    segment_bytes: int = of("log.segment.bytes", doc="A segment is rolled at this size.")
+    segment_ms: int = of("log.roll.ms", doc="A segment is rolled at this age of its first record.")
+    retention_ms: int = of("log.retention.ms", doc="Segments whose newest record is older are deleted; -1: never.")
+    retention_bytes: int = of("log.retention.bytes", doc="Oldest segments beyond this size are deleted; -1: never.")
+    cleanup_policy: tuple[str, ...] = of("log.cleanup.policy", doc="What becomes of old segments: they are deleted.")
+    index_interval_bytes: int = of("log.index.interval.bytes", doc="Bytes of log between two index entries.")
+    segment_index_bytes: int = of("log.index.size.max.bytes", doc="Largest index file.")
+    message_timestamp_type: str = of("log.message.timestamp.type", doc="Whose clock stamps records.")
+    max_message_bytes: int = of("message.max.bytes", doc="Largest batch that is accepted, in bytes.")
+    flush_messages: int = of("log.flush.interval.messages", doc="Records after which a partition is fsynced.")
+    min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")
+    unclean_leader_election_enable: bool = of("unclean.leader.election.enable", doc="Let a replica outside the ISR lead; loses data.")
 
     @classmethod
     def resolve(cls, settings: Settings, overrides: Mapping[str, str]) -> TopicConfig:
-        """The effective configuration. Raises InvalidConfig for an unknown name or a bad value."""
-        values: dict[str, Any] = {
-            name.replace(".", "_"): getattr(settings, definition.synonym.replace(".", "_")) for name, definition in DEFINITIONS.items()
-        }
+        """The effective configuration. Overrides that this release does not know, or whose value it refuses, don't count."""
+        values = {key.field: key.default_by(settings) for key in KEYS.values()}
         for name, text in overrides.items():
-            values[name.replace(".", "_")] = check(name)(text)
+            key = KEYS.get(name)
+            if key is None:
+                continue  # A controller of another release, or a JVM's, may have accepted it.
+            try:
+                values[key.field] = key.parse(text)
+            except InvalidConfig:
+                continue
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicKey(ConfigKey):
+    """One topic config: its key, the field of TopicConfig that holds it, and the settings it has its default from."""
+
+    field: str
+    synonyms: tuple[Synonym, ...]
+
+    def default_by(self, settings: Settings) -> Any:
+        """The value of a topic that does not override it, on a broker with these settings."""
+        for setting, factor in self.synonyms:
+            value = getattr(settings, SETTING_KEYS[setting].field)
+            if value is not None:
+                return value if factor == 1 else value * factor
+        return self.default
+
+
+def _keys() -> dict[str, TopicKey]:
+    keys = {}
+    for field in dataclasses.fields(TopicConfig):
+        properties = dict(field.metadata)
+        if properties["synonyms"]:
+            source = SETTING_KEYS[properties["synonyms"][0].setting]
+            properties |= {name: getattr(source, name) for name in ("type", "default", "minimum", "maximum", "one_of", "check")}
+        name = field.name.replace("_", ".")
+        keys[name] = TopicKey(name=name, field=field.name, **properties)
+    return keys
+
+
+KEYS: Final[Mapping[str, TopicKey]] = _keys()
 
 
 def check(name: str) -> Callable[[str], Any]:
     """The parser of one topic config. Raises InvalidConfig when the name is unknown."""
-    if name not in DEFINITIONS:
+    if name not in KEYS:
         raise InvalidConfig(f"Unknown topic config name: {name}")
-    return DEFINITIONS[name].parse
+    return KEYS[name].parse

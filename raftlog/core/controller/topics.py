@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any, Final
 
 from raftlog.config import Settings
+from raftlog.config_types import text_of
 from raftlog.core.controller.placement import Chance, place
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
@@ -32,7 +33,7 @@ from raftlog.errors import (
     error_for,
 )
 from raftlog.ids import DIRECTORY_MIGRATING, DIRECTORY_UNASSIGNED, METADATA_TOPIC, RESERVED_UUIDS_MAX, NodeId, TopicId, TopicName
-from raftlog.topic_config import DEFINITIONS, check
+from raftlog.topic_config import KEYS, check
 
 TOPIC_NAME_CHARACTERS_MAX: Final = 249
 PARTITIONS_PER_REQUEST_MAX: Final = 10_000  # Kafka's bound of the records that one request may make.
@@ -147,9 +148,8 @@ def _checked_configs(configs: Iterable[Any]) -> dict[str, str]:
 def _effective_configs(settings: Settings, overrides: dict[str, str]) -> list[dict[str, Any]]:
     """What a topic with `overrides` is configured to, for the reply (KIP-525)."""
     entries = []
-    for name, definition in sorted(DEFINITIONS.items()):
-        default = getattr(settings, definition.synonym.replace(".", "_"))
-        value = overrides.get(name, str(default).lower() if isinstance(default, bool) else str(default))
+    for name, key in sorted(KEYS.items()):
+        value = overrides[name] if name in overrides else text_of(key.default_by(settings))
         source = SOURCE_TOPIC if name in overrides else SOURCE_DEFAULT
         entries.append({"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": False})
     return entries

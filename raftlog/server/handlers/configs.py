@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from raftlog.broker.metadata import MetadataFollower
-from raftlog.config import FIELDS, Settings
+from raftlog.config import KEYS, Settings
+from raftlog.config_types import REQUIRED, text_of
 from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
 from raftlog.ids import TopicName
 from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import ApiKey
 from raftlog.protocol.messages import Fields
 from raftlog.server.router import Handler
-from raftlog.topic_config import DEFINITIONS
+from raftlog.topic_config import KEYS as TOPIC_KEYS
 
 TOPIC: Final = 2  # Resource types.
 BROKER: Final = 4
@@ -27,15 +27,6 @@ SOURCE_DYNAMIC_BROKER: Final = 2
 SOURCE_DYNAMIC_DEFAULT_BROKER: Final = 3
 SOURCE_STATIC_BROKER: Final = 4
 SOURCE_DEFAULT: Final = 5
-
-TYPE_BOOLEAN: Final = 1
-TYPE_STRING: Final = 2
-TYPE_INT: Final = 3
-TYPE_LONG: Final = 5
-TYPE_LIST: Final = 7
-INT32_MAX: Final = 2**31 - 1
-
-_TYPES: Final = {"bool": TYPE_BOOLEAN, "int": TYPE_INT}
 
 
 class ConfigHandlers:
@@ -95,26 +86,26 @@ class ConfigHandlers:
 
     def _of_topic(self, topic: TopicName) -> Iterator[dict[str, Any]]:
         overrides = self._metadata.image.topic_configs(topic)
-        for name, definition in DEFINITIONS.items():
-            synonyms = list(self._broker_synonyms(definition.synonym))
+        for name, key in TOPIC_KEYS.items():
+            synonyms = [synonym for setting, _ in key.synonyms for synonym in self._broker_synonyms(setting)]
             if name in overrides:
                 synonyms.insert(0, {"name": name, "value": overrides[name], "source": SOURCE_TOPIC})
             yield {
                 "name": name,
                 "synonyms": synonyms,
                 "read_only": False,
-                "documentation": definition.doc,
-                "config_type": _number_type(definition.kind.__name__, definition.maximum),
+                "documentation": key.doc,
+                "config_type": key.type,
             }
 
     def _of_this_broker(self) -> Iterator[dict[str, Any]]:
-        for name, field in FIELDS.items():
+        for name, key in KEYS.items():
             yield {
                 "name": name,
                 "synonyms": list(self._broker_synonyms(name)),
                 "read_only": True,  # No broker setting takes effect without a restart so far.
-                "documentation": field.metadata["doc"],
-                "config_type": _number_type(str(field.type), field.metadata["maximum"]),
+                "documentation": key.doc,
+                "config_type": key.type,
             }
 
     def _of_all_brokers(self) -> Iterator[dict[str, Any]]:
@@ -123,8 +114,8 @@ class ConfigHandlers:
                 "name": name,
                 "synonyms": [{"name": name, "value": value, "source": SOURCE_DYNAMIC_DEFAULT_BROKER}],
                 "read_only": False,
-                "documentation": FIELDS[name].metadata["doc"] if name in FIELDS else None,
-                "config_type": TYPE_STRING,
+                "documentation": KEYS[name].doc if name in KEYS else None,
+                "config_type": KEYS[name].type if name in KEYS else 0,
             }
 
     def _broker_synonyms(self, name: str) -> Iterator[dict[str, Any]]:
@@ -135,12 +126,12 @@ class ConfigHandlers:
             yield {"name": name, "value": own[name], "source": SOURCE_DYNAMIC_BROKER}
         if name in common:
             yield {"name": name, "value": common[name], "source": SOURCE_DYNAMIC_DEFAULT_BROKER}
-        field = FIELDS[name]
-        value = getattr(self._settings, field.name)
-        if value != field.default:
+        key = KEYS[name]
+        value = getattr(self._settings, key.field)
+        if value != key.default:
             yield {"name": name, "value": text_of(value), "source": SOURCE_STATIC_BROKER}
-        if field.default is not dataclasses.MISSING:
-            yield {"name": name, "value": text_of(field.default), "source": SOURCE_DEFAULT}
+        if key.default is not REQUIRED:
+            yield {"name": name, "value": text_of(key.default), "source": SOURCE_DEFAULT}
 
     @staticmethod
     def _presented(config: dict[str, Any], request: Fields) -> dict[str, Any]:
@@ -154,22 +145,3 @@ class ConfigHandlers:
             "synonyms": config["synonyms"] if request.include_synonyms else [],
             "documentation": config["documentation"] if request.include_documentation else None,
         }
-
-
-def text_of(value: Any) -> str | None:
-    """A setting's value as Kafka writes it."""
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value)
-
-
-def _number_type(kind: str, maximum: float | None) -> int:
-    if kind.startswith("tuple"):
-        return TYPE_LIST
-    if kind == "int" and (maximum is None or maximum > INT32_MAX):
-        return TYPE_LONG
-    return _TYPES.get(kind, TYPE_STRING)

@@ -81,7 +81,7 @@ def test_it_serves_until_it_is_told_to_stop(directory: Path) -> None:
     ("arguments", "more", "prepare", "status", "line"),
     [
         ((), "no.such.setting=1", True, 2, "unknown setting 'no.such.setting'"),
-        (("--set", "num.partitions=many"), "", True, 2, "setting 'num.partitions' must be a whole number, not 'many'"),
+        (("--set", "num.partitions=many"), "", True, 2, "Invalid value many for configuration num.partitions: Not a number of type INT"),
         ((), "", False, 1, "is not prepared: run `raftlog quorum init` first"),
         ((), "advertised.listeners=PLAINTEXT://0.0.0.0:1", True, 2, "clients can't be told to connect to 0.0.0.0"),
     ],
