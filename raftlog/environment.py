@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -53,6 +53,13 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+class Space(NamedTuple):
+    """How large a file system is, and how much of it can still be written."""
+
+    total_bytes: int
+    usable_bytes: int
+
+
 class Files(Protocol):
     """The only way to the disk. Paths are strings. Every failure is a StorageError that names the path."""
 
@@ -89,6 +96,9 @@ class Files(Protocol):
 
     async def replace_later(self, path: str, content: bytes) -> None:
         """As `replace`, off the event loop."""
+
+    async def space_later(self, path: str) -> Space:
+        """Of the file system that holds a directory, off the event loop."""
 
     def lock(self, path: str) -> Callable[[], None]:
         """Take an exclusive lock file (`.lock`), returning its release. Raises StorageError when another process has it."""

@@ -65,6 +65,11 @@ class TopicConfig:
     min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")
     unclean_leader_election_enable: bool = of("unclean.leader.election.enable", doc="Let a replica outside the ISR lead; loses data.")
 
+    @property
+    def deletes(self) -> bool:
+        """Whether old records are deleted, by time, by size or on request."""
+        return "delete" in self.cleanup_policy
+
     @classmethod
     def resolve(cls, settings: Settings, overrides: Mapping[str, str]) -> TopicConfig:
         """The effective configuration. Overrides that this release does not know, or whose value it refuses, don't count."""

@@ -112,6 +112,8 @@ class FetchService:
                 partition.advance_high_watermark(now_ms=now_ms, brokers=image.brokers)
             if len(leading.isr) < len(leading.replicas):
                 self.expand_isr(partition)
+            if len(partition.delete_waits):
+                partition.low_watermark_moved(image.brokers)
         return self._read(partition, limits, target, size_bytes)
 
     def expand_isr(self, partition: Partition) -> None:

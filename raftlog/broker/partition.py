@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from raftlog.broker.purgatory import AckWaits, CommittedBytes, FetchPurgatory, Waits
+from raftlog.broker.purgatory import AckWaits, CommittedBytes, DeleteWaits, FetchPurgatory, Waits
 from raftlog.broker.reads import (
     EARLIEST_LOCAL_TIMESTAMP_MS,
     EARLIEST_TIMESTAMP_MS,
@@ -28,12 +28,14 @@ from raftlog.core.replication.follower import FollowerState
 from raftlog.core.replication.leader import Brokers, LeaderState, check_leader_epoch
 from raftlog.environment import Buffer
 from raftlog.errors import (
+    ApiError,
     ErrorCode,
     KafkaStorageError,
     NotEnoughReplicas,
     NotLeaderOrFollower,
     OffsetNotAvailable,
     OffsetOutOfRange,
+    PolicyViolation,
     UnknownLeaderEpoch,
 )
 from raftlog.ids import NO_LEADER_EPOCH, NO_TIMESTAMP, LeaderEpoch, NodeId, Offset, TopicId, TopicPartition
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     import asyncio
 
 OK: Final = ErrorCode.none
+HIGH_WATERMARK: Final[Offset] = -1  # What DeleteRecords calls it.
 
 
 class Change(Enum):
@@ -63,6 +66,7 @@ class Partition:
         "_nothing",
         "ack_waits",
         "committed_bytes",
+        "delete_waits",
         "following",
         "leading",
         "log",
@@ -85,6 +89,7 @@ class Partition:
         self.following: FollowerState | None = FollowerState(leader=-1, leader_epoch=NO_LEADER_EPOCH, partition_epoch=-1, high_watermark=mark)
         self._nothing = Fetched(OK)
         self.ack_waits = AckWaits()
+        self.delete_waits = DeleteWaits()
         self.committed_bytes = CommittedBytes()
         self._consumer_waits: Waits = {}
         self._follower_waits: Waits = {}
@@ -175,8 +180,12 @@ class Partition:
     def _leadership_changed(self, *, led: bool) -> None:
         """Fetches parked in the old leader epoch are answered now; producers only if their batches may never be committed here."""
         if not led:
-            self.ack_waits.fail(NotLeaderOrFollower(f"{self.name} is not led here any more"))
+            self._fail_waits(NotLeaderOrFollower(f"{self.name} is not led here any more"))
         self.wake_everybody()
+
+    def _fail_waits(self, error: ApiError) -> None:
+        self.ack_waits.fail(error)
+        self.delete_waits.fail(error)
 
     def wake_everybody(self) -> None:
         self.purgatory.wake_all(self._consumer_waits)
@@ -196,7 +205,7 @@ class Partition:
             self.leading = None
         elif self.following is not None:
             self.following.leader = -1
-        self.ack_waits.fail(KafkaStorageError("disk failed") if offline else NotLeaderOrFollower(f"{self.name} is gone from here"))
+        self._fail_waits(KafkaStorageError("disk failed") if offline else NotLeaderOrFollower(f"{self.name} is gone from here"))
         self.wake_everybody()
 
     # --- The leader's side ---
@@ -242,6 +251,29 @@ class Partition:
             self.purgatory.data_came(self._consumer_waits, max(size_bytes, 1))
         self.purgatory.look_again(self._follower_waits)
         return True
+
+    def delete_records(self, offset: Offset, *, timeout_ms: int, brokers: Brokers) -> Offset | asyncio.Future[Offset]:
+        """Begin the log at `offset` (-1: the high watermark), here and, through their fetches, at the followers.
+
+        The low watermark when it has reached the offset, else a future; see DeleteWaits.add. Raises PolicyViolation,
+        OffsetOutOfRange. Source: KIP-107.
+        """
+        leading = self.require_leader()
+        if not self.log.config.deletes:
+            raise PolicyViolation(f"records of {self.name} are not to be deleted: its cleanup.policy is {self.log.config.cleanup_policy}")
+        offset = leading.high_watermark if offset == HIGH_WATERMARK else offset
+        if not 0 <= offset <= leading.high_watermark:
+            raise OffsetOutOfRange(f"offset {offset} of {self.name} is not within 0 and the high watermark {leading.high_watermark}")
+        if self.log.advance_log_start(offset):
+            self.purgatory.look_again(self._consumer_waits)
+            self.purgatory.wake_all(self._follower_waits)
+        low_watermark = leading.low_watermark(log_start_offset=self.log.log_start_offset, brokers=brokers)
+        return low_watermark if low_watermark >= offset else self.delete_waits.add(offset, timeout_ms=timeout_ms)
+
+    def low_watermark_moved(self, brokers: Brokers) -> None:
+        """A follower's log begins later, or a broker is fenced: tell whoever waits for that."""
+        if self.leading is not None and len(self.delete_waits):
+            self.delete_waits.release(self.leading.low_watermark(log_start_offset=self.log.log_start_offset, brokers=brokers))
 
     # --- Reading ---
 
@@ -289,7 +321,7 @@ class Partition:
             found = await log.offset_for_timestamp(timestamp_ms)
         if self.require_leader() is not leading:
             raise NotLeaderOrFollower(f"{self.name} changed its leader meanwhile")
-        if found is not None and not is_follower and found.offset >= self._end_offset(isolation):
+        if not is_follower and (found is None or found.offset >= self._end_offset(isolation)):
             self._require_end_offset(leading, isolation)
             found = None
         if found is None:

@@ -11,7 +11,8 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
 from raftlog.errors import ApiError, NotEnoughReplicasAfterAppend, RequestTimedOut
@@ -25,47 +26,41 @@ if TYPE_CHECKING:
 NEVER: Final = 2**62  # More bytes than will ever come.
 UNCOMMITTED_SIZES_MAX: Final = 1024  # Appends whose sizes are remembered one by one; beyond, they are merged.
 
+Result = TypeVar("Result")
 
-class AckWaits:
-    """The producers of one partition that wait for the high watermark, the one that needs the least first."""
+
+class MarkWaits(Generic[Result]):
+    """Who waits until a mark of one partition reaches an offset, the one that needs the least first."""
 
     __slots__ = ("_heap", "_serial")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Offset, int, asyncio.Future[Appended], Appended, asyncio.TimerHandle]] = []
+        self._heap: list[tuple[Offset, int, asyncio.Future[Result], Result, asyncio.TimerHandle]] = []
         self._serial = 0
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, appended: Appended, *, end_offset: Offset, timeout_ms: int, has_enough_replicas: Callable[[], bool]) -> asyncio.Future[Appended]:
-        """A future of `appended`, resolved once the high watermark reaches `end_offset`.
-
-        After `timeout_ms` it fails: with NotEnoughReplicasAfterAppend if the ISR shrank below the minimum meanwhile, else
-        with RequestTimedOut. Either way the records stay in the log and may be committed later.
-        """
+    def _wait(self, result: Result, offset: Offset, timeout_ms: int, on_timeout: Callable[[asyncio.Future[Result]], None]) -> asyncio.Future[Result]:
+        """A future of `result`, resolved once the mark reaches `offset`; after `timeout_ms` `on_timeout` shall fail it."""
         heap = self._heap
-        while heap and heap[0][2].done():  # Timed out; a high watermark that stands still would keep them for ever.
+        while heap and heap[0][2].done():  # Timed out; a mark that stands still would keep them for ever.
             heapq.heappop(heap)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Appended] = loop.create_future()
-        timer = loop.call_later(timeout_ms / 1000, _time_out, future, timeout_ms, has_enough_replicas)
+        future: asyncio.Future[Result] = loop.create_future()
+        timer = loop.call_later(timeout_ms / 1000, on_timeout, future)
         self._serial += 1
-        heapq.heappush(heap, (end_offset, self._serial, future, appended, timer))
+        heapq.heappush(heap, (offset, self._serial, future, result, timer))
         return future
 
-    def release(self, high_watermark: Offset, *, error: ApiError | None = None) -> None:
-        """Resolve those whose end the high watermark has reached, with `error` if one is given."""
+    def release(self, mark: Offset) -> None:
+        """Resolve those whose offset the mark has reached."""
         heap = self._heap
-        while heap and heap[0][0] <= high_watermark:
-            _, _, future, appended, timer = heapq.heappop(heap)
+        while heap and heap[0][0] <= mark:
+            _, _, future, result, timer = heapq.heappop(heap)
             timer.cancel()
-            if future.done():  # Timed out, or its connection is gone.
-                continue
-            if error is None:
-                future.set_result(appended)
-            else:
-                future.set_exception(error)
+            if not future.done():  # Else it timed out, or its connection is gone.
+                future.set_result(result)
 
     def fail(self, error: ApiError) -> None:
         """Fail all: this broker leads the partition no more."""
@@ -76,7 +71,31 @@ class AckWaits:
                 future.set_exception(error)
 
 
-def _time_out(future: asyncio.Future[Appended], timeout_ms: int, has_enough_replicas: Callable[[], bool]) -> None:
+class AckWaits(MarkWaits["Appended"]):
+    """The producers of one partition that wait for the high watermark."""
+
+    __slots__ = ()
+
+    def add(self, appended: Appended, *, end_offset: Offset, timeout_ms: int, has_enough_replicas: Callable[[], bool]) -> asyncio.Future[Appended]:
+        """A future of `appended`, resolved once the high watermark reaches `end_offset`.
+
+        After `timeout_ms` it fails: with NotEnoughReplicasAfterAppend if the ISR shrank below the minimum meanwhile, else
+        with RequestTimedOut. Either way the records stay in the log and may be committed later.
+        """
+        return self._wait(appended, end_offset, timeout_ms, partial(_time_out, timeout_ms, has_enough_replicas))
+
+
+class DeleteWaits(MarkWaits[Offset]):
+    """Who has deleted records of one partition and waits until all live replicas have."""
+
+    __slots__ = ()
+
+    def add(self, offset: Offset, *, timeout_ms: int) -> asyncio.Future[Offset]:
+        """A future of `offset`, resolved once the low watermark reaches it. After `timeout_ms` it fails with RequestTimedOut."""
+        return self._wait(offset, offset, timeout_ms, partial(_time_out, timeout_ms, lambda: True))
+
+
+def _time_out(timeout_ms: int, has_enough_replicas: Callable[[], bool], future: asyncio.Future[Any]) -> None:
     if future.done():
         return
     if has_enough_replicas():

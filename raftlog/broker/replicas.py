@@ -110,6 +110,7 @@ class ReplicaManager:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for partition in self._hosted:
             partition.ack_waits.fail(NotLeaderOrFollower("this broker is stopping"))
+            partition.delete_waits.fail(NotLeaderOrFollower("this broker is stopping"))
         await self._fetches.close()
         if not self._disk_failed:
             await self.checkpoint_high_watermarks()
@@ -124,6 +125,10 @@ class ReplicaManager:
             task.cancel()
 
     # --- What the image says ---
+
+    @property
+    def disk_failed(self) -> bool:
+        return self._disk_failed
 
     @property
     def image(self) -> MetadataImage:
@@ -222,6 +227,7 @@ class ReplicaManager:
                 if leading is not None and len(leading.isr) < len(leading.replicas):
                     self._isr_settled(partition)
                     self._fetches.expand_isr(partition)
+                partition.low_watermark_moved(image.brokers)
 
     def _apply_topic(self, name: TopicName, image: MetadataImage, indexes: Iterable[int], changes: _Changes) -> None:
         topic = image.topics[name]
@@ -356,6 +362,25 @@ class ReplicaManager:
         done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         done.set_result(result)
         return done
+
+    # --- Deleting ---
+
+    def delete_records(self, partition: TopicPartition, offset: Offset, *, timeout_ms: int) -> Offset | asyncio.Future[Offset]:
+        """Delete what is below `offset` (-1: the high watermark). The low watermark, at once or when all live replicas have followed.
+
+        The future fails with RequestTimedOut or NotLeaderOrFollower. Raises InvalidTopic (an internal topic), PolicyViolation,
+        OffsetOutOfRange, NotLeaderOrFollower, UnknownTopicOrPartition, KafkaStorageError. Source: KIP-107.
+        """
+        if partition.topic in INTERNAL_TOPICS:
+            raise InvalidTopic(f"records of the internal topic {partition.topic} can't be deleted by clients")
+        return self._hosted.find(partition).delete_records(offset, timeout_ms=timeout_ms, brokers=self.image.brokers)
+
+    async def checkpoint_log_starts(self) -> None:
+        """Make where the logs begin outlive a crash. Raises KafkaStorageError."""
+        try:
+            await self._logs.checkpoint_log_starts()
+        except StorageError as error:
+            raise self.storage_failed(error) from error
 
     # --- Reading ---
 

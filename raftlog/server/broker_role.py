@@ -32,6 +32,7 @@ from raftlog.server.handlers.cluster import ClusterHandlers
 from raftlog.server.handlers.configs import ConfigHandlers
 from raftlog.server.handlers.data import DataHandlers
 from raftlog.server.handlers.groups import GroupHandlers
+from raftlog.server.handlers.log_admin import LogAdminHandlers
 from raftlog.server.handlers.log_queries import LogQueryHandlers
 from raftlog.server.handlers.topics import ForwardingHandlers
 from raftlog.server.router import Router
@@ -92,7 +93,9 @@ class BrokerRole:
         configs = ConfigHandlers(settings, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
-        handlers = {**self.cluster.handlers(), **configs.handlers(), **groups.handlers(), **data.handlers(), **queries.handlers()}
+        log_admin = LogAdminHandlers(replicas=self.replicas, logs=self._logs, files=environment.files)
+        families = (self.cluster, configs, groups, data, queries, log_admin)
+        handlers = {key: handler for family in families for key, handler in family.handlers().items()}
         raw = {**data.raw_handlers(), **forwarding.raw_handlers()}
         return Router(handlers, raw, API_VERSIONS_BROKER, features=lambda: describe_features(metadata.image, BROKER_FEATURES))
 

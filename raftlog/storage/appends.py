@@ -80,6 +80,7 @@ class LogAppends(LogReads):
         # recovery points must not stay ahead of it.
         self.on_rolled: Callable[[TopicPartition], None] | None = None
         self.on_cut: Callable[[TopicPartition], None] | None = None
+        self.on_start_moved: Callable[[], None] | None = None  # The log begins later now.
         self._handles = handles
         self._clock = clock
         self._snapshot_offsets = loaded.snapshot_offsets

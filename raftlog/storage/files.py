@@ -17,7 +17,7 @@ from typing import Final
 
 from aiofiles.ospath import wrap
 
-from raftlog.environment import Buffer
+from raftlog.environment import Buffer, Space
 from raftlog.errors import StorageError
 
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", None)  # Linux only; elsewhere a cached read may block.
@@ -230,6 +230,17 @@ class OsFiles:
     async def replace_later(self, path: str, content: bytes) -> None:
         await _replace_later(self, path, content)
 
+    def space(self, path: str) -> Space:
+        try:
+            found = os.statvfs(path)
+        except OSError as error:
+            raise _failure("look at the space of", path, error) from error
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    async def space_later(self, path: str) -> Space:
+        space: Space = await _space_later(self, path)
+        return space
+
     def lock(self, path: str) -> Callable[[], None]:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o644)
@@ -247,3 +258,4 @@ class OsFiles:
 
 _sync_directory_later: Final = wrap(OsFiles.sync_directory)
 _replace_later: Final = wrap(OsFiles.replace)
+_space_later: Final = wrap(OsFiles.space)

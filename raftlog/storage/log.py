@@ -219,13 +219,18 @@ class Log(LogAppends):
         self.recovery_point = offset
 
     def advance_log_start(self, offset: Offset) -> bool:
-        """Hide what is below `offset` (bounded by the log's end); its segments go at the next retention. True when it moved."""
+        """Hide what is below `offset` (bounded by the log's end); its segments go at the next retention. True when it moved.
+
+        A crash may undo it until the manager's next checkpoint.
+        """
         offset = min(offset, self.log_end_offset)
         if offset <= self.log_start_offset:
             return False
         self.log_start_offset = offset
         if self.epochs.truncate_from_start(offset):
             self._are_epochs_written = False
+        if self.on_start_moved is not None:
+            self.on_start_moved()
         return True
 
     def delete_old_segments(self, now_ms: int, high_watermark: Offset) -> int:

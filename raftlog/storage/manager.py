@@ -47,6 +47,7 @@ class LogManager:
         self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unlock: Callable[[], None] | None = None
+        self._checkpointing = asyncio.Lock()  # Of two writes of one file the later must win.
 
     @property
     def logs(self) -> Mapping[TopicPartition, Log]:
@@ -146,6 +147,7 @@ class LogManager:
     def _add(self, log: Log) -> None:
         log.on_rolled = self._rolled
         log.on_cut = self._cut
+        log.on_start_moved = self._work.set
         self._logs[log.topic_partition] = log
 
     # --- partitions come and go ---------------------------------------------------------------------------------------
@@ -269,6 +271,14 @@ class LogManager:
 
     async def _checkpoint_logs(self) -> None:
         await self._write(checkpoints.RECOVERY_POINTS, {name: log.recovery_point for name, log in self._logs.items()})
+        await self.checkpoint_log_starts()
+
+    async def checkpoint_log_starts(self) -> None:
+        """Write `log-start-offset-checkpoint`: of the logs that begin within what is still on disk. Raises StorageError."""
+        async with self._checkpointing:
+            await self._write_log_starts()
+
+    async def _write_log_starts(self) -> None:
         starts = {name: log.log_start_offset for name, log in self._logs.items() if log.log_start_offset > log.first_base_offset}
         await self._write(checkpoints.LOG_STARTS, starts)
 

@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from raftlog.environment import Buffer, File
+from raftlog.environment import Buffer, File, Space
 from raftlog.errors import StorageError
 
 SECTOR_BYTES: Final = 512
+SPACE_BYTES: Final = 1 << 30  # What it says it has; nobody is kept from writing more.
 
 # Told before each operation ("write", "sync", "rename", ...) with the path; may raise StorageError, or end the node.
 OperationHook = Callable[[str, str], None]
@@ -233,6 +234,10 @@ class MemoryFiles:
 
     async def replace_later(self, path: str, content: bytes) -> None:
         self.replace(path, content)
+
+    async def space_later(self, path: str) -> Space:
+        used_bytes = sum(len(inode.content) for inode in self._names.values())
+        return Space(SPACE_BYTES, max(SPACE_BYTES - used_bytes, 0))
 
     def lock(self, path: str) -> Callable[[], None]:
         if path in self._locked:

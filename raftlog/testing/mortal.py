@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raftlog.environment import Buffer, Environment, File, Files, ListeningSocket, Network
+from raftlog.environment import Buffer, Environment, File, Files, ListeningSocket, Network, Space
 from raftlog.errors import StorageError
 
 
@@ -99,6 +99,9 @@ class MortalFiles:
 
     async def replace_later(self, path: str, content: bytes) -> None:
         await self._alive(path).replace_later(path, content)
+
+    async def space_later(self, path: str) -> Space:
+        return await self._alive(path).space_later(path)
 
     def _check(self, path: str) -> None:
         if self._dead:

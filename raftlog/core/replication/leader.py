@@ -220,6 +220,11 @@ class LeaderState:
         self.high_watermark = mark
         return True
 
+    def low_watermark(self, *, log_start_offset: Offset, brokers: Brokers) -> Offset:
+        """Where all replicas begin, but for those whose brokers are fenced or gone; -1 while one has not told yet."""
+        starts = [progress.log_start_offset for node_id, progress in self.followers.items() if node_id in brokers and not brokers[node_id].fenced]
+        return min(log_start_offset, *starts) if starts else log_start_offset
+
     def min_isr(self, min_insync_replicas: int) -> int:
         """`min.insync.replicas`, but never more than there are replicas."""
         return min(min_insync_replicas, len(self.replicas))

@@ -28,6 +28,7 @@ from raftlog.server.router import Handler
 
 LATEST_TIERED_TIMESTAMP_MS: Final = -5
 EARLIEST_PENDING_UPLOAD_TIMESTAMP_MS: Final = -6
+OFFSET_NOT_AVAILABLE_FROM: Final = 5  # ListOffsets: the version since which that code is known; before, clients retry on another.
 
 # The version of ListOffsets since which a negative timestamp has its special meaning.
 SPECIAL_TIMESTAMPS: Final[Mapping[int, int]] = {
@@ -69,6 +70,8 @@ class LogQueryHandlers:
                     code = ErrorCode.none
                 except ApiError as error:
                     found, code = _NOWHERE, error.code
+                    if code is ErrorCode.offset_not_available and context.api_version < OFFSET_NOT_AVAILABLE_FROM:
+                        code = ErrorCode.leader_not_available
                 partitions.append(
                     {
                         "partition_index": item.partition_index,

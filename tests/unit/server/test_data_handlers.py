@@ -14,7 +14,15 @@ from raftlog import config
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
 from raftlog.broker.sessions import SessionAnswer, SessionRequest
 from raftlog.core.metadata.entities import BrokerEndpoint
-from raftlog.errors import ErrorCode, FetchSessionIdNotFound, InvalidFetchSessionEpoch, NotLeaderOrFollower, RequestTimedOut, UnknownTopicOrPartition
+from raftlog.errors import (
+    ErrorCode,
+    FetchSessionIdNotFound,
+    InvalidFetchSessionEpoch,
+    NotLeaderOrFollower,
+    OffsetNotAvailable,
+    RequestTimedOut,
+    UnknownTopicOrPartition,
+)
 from raftlog.ids import TopicPartition
 from raftlog.network.connection import RequestContext
 from raftlog.protocol import messages
@@ -89,6 +97,8 @@ class Replicas:
 
     async def list_offset(self, partition: TopicPartition, timestamp_ms: int, **options: Any) -> TimestampedOffset:
         self._check(partition)
+        if timestamp_ms == 9999:
+            raise OffsetNotAvailable("the mark lags")
         return TimestampedOffset(100 if timestamp_ms < 0 else 50, timestamp_ms, options["leader_epoch"])
 
     def end_offset_for_epoch(self, partition: TopicPartition, epoch: int, *, leader_epoch: int) -> EpochEnd:
@@ -385,6 +395,8 @@ def test_list_offsets() -> None:
                     assert item.error_code == ErrorCode.unsupported_version
                 else:
                     assert (item.error_code, item.offset) == (ErrorCode.none, -1 if timestamp <= -5 else 100)
+            item = (await world.ask(ApiKey.LIST_OFFSETS, version, list_fields((0, 9999)))).topics[0].partitions[0]
+            assert item.error_code == (ErrorCode.leader_not_available if version < 5 else ErrorCode.offset_not_available)
         twice = (await world.ask(ApiKey.LIST_OFFSETS, 7, list_fields((0, 1), (0, 2)))).topics[0].partitions
         assert [item.error_code for item in twice] == [ErrorCode.invalid_request] * 2
 
