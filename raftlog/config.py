@@ -95,7 +95,7 @@ class Settings:
     socket_request_max_bytes: int = setting(104857600, doc="Largest request that is accepted, in bytes.", minimum=1024)
     socket_send_buffer_bytes: int = setting(102400, doc="SO_SNDBUF of a connection; -1 for the system's.", minimum=-1)
     socket_receive_buffer_bytes: int = setting(102400, doc="SO_RCVBUF of a connection; -1 for the system's.", minimum=-1)
-    max_connections: int = setting(2147483647, doc="Most connections to this broker at once.", minimum=1)
+    max_connections: int = setting(2147483647, mode=CLUSTER_WIDE, doc="Most connections to this broker at once.", minimum=1)
     connections_max_idle_ms: int = setting(600000, type=LONG, doc="A connection without a request for so long is closed.", minimum=1000)
 
     # Quorum
@@ -153,7 +153,9 @@ class Settings:
     )
     log_flush_offset_checkpoint_interval_ms: int = setting(60000, doc="Pause between writes of the recovery-point checkpoint.", minimum=10)
     message_max_bytes: int = setting(1048588, mode=CLUSTER_WIDE, doc="Largest batch that is accepted, in bytes.", minimum=0)
-    producer_id_expiration_ms: int = setting(86400000, doc="A producer's sequence state is forgotten after so long without a record.", minimum=1)
+    producer_id_expiration_ms: int = setting(
+        86400000, mode=CLUSTER_WIDE, doc="A producer's sequence state is forgotten after so long without a record.", minimum=1
+    )
 
     # Replication
     replica_lag_time_max_ms: int = setting(30000, type=LONG, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)

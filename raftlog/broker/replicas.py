@@ -289,6 +289,12 @@ class ReplicaManager:
             if state is None or self._node_id not in state.replicas:
                 self._logs.set_aside(name)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Other settings from now on: each topic's defaults, and what it does not override, change at once."""
+        self._settings = settings
+        for name in {partition.name.topic: None for partition in self._hosted}:
+            self._reconfigure(name, self.image)
+
     def _reconfigure(self, name: TopicName, image: MetadataImage) -> None:
         topic = image.topics.get(name)
         if topic is None:

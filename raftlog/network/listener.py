@@ -45,6 +45,11 @@ class Listener:
     def connections(self) -> int:
         return len(self._connections)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """The limits on connections hold for those that come from now on."""
+        self._settings = settings
+        self._is_full = False
+
     async def start(self) -> None:
         """Begin to accept. Raises RaftlogError, one line, when the address can't be had."""
         try:

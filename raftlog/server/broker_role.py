@@ -14,6 +14,7 @@ from typing import Any, Final
 from raftlog.broker.auto_topics import AutoTopics
 from raftlog.broker.channel import ControllerChannel
 from raftlog.broker.coordinators import GroupCoordinators
+from raftlog.broker.dynamic_settings import DynamicSettings
 from raftlog.broker.lifecycle import BrokerLifecycle
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.offsets_topic import OffsetsTopic
@@ -28,6 +29,7 @@ from raftlog.network.listener import Listener
 from raftlog.protocol.messages import API_VERSIONS_BROKER
 from raftlog.server.closing import close_in_turn
 from raftlog.server.features import describe_features
+from raftlog.server.handlers.alter_configs import AlterConfigHandlers
 from raftlog.server.handlers.cluster import ClusterHandlers
 from raftlog.server.handlers.configs import ConfigHandlers
 from raftlog.server.handlers.data import DataHandlers
@@ -48,7 +50,10 @@ logger = logging.getLogger(__name__)
 
 
 class BrokerRole:
-    """Everything of a node that serves clients. `metadata` is published to by whoever follows the metadata log."""
+    """Everything of a node that serves clients. `metadata` is published to by whoever follows the metadata log.
+
+    `dynamic` are the node's settings in force; what here uses those that change at run time hears of them.
+    """
 
     def __init__(
         self,
@@ -58,9 +63,11 @@ class BrokerRole:
         cluster_id: str,
         logs: LogManager,
         metadata: MetadataFollower,
+        dynamic: DynamicSettings,
         on_fatal: Callable[[str], None],
     ) -> None:
         self._settings = settings
+        self._dynamic = dynamic
         self._environment = environment
         self._cluster_id = cluster_id
         self._logs = logs
@@ -82,6 +89,8 @@ class BrokerRole:
             for endpoint in settings.endpoints
             if endpoint.listener not in settings.controller_listener_names
         }
+        for reconfigure in (logs.reconfigure, self.replicas.reconfigure, *(listener.reconfigure for listener in self.listeners.values())):
+            dynamic.subscribe(reconfigure)
 
     def _router(self) -> Router:
         settings, environment, metadata = self._settings, self._environment, self.metadata
@@ -90,13 +99,14 @@ class BrokerRole:
         self.cluster = ClusterHandlers(
             settings, cluster_id=self._cluster_id, metadata=metadata, auto_topics=self.auto_topics, chance=environment.random, clock=environment.clock
         )
-        configs = ConfigHandlers(settings, metadata=metadata)
+        configs = ConfigHandlers(self._dynamic, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
+        alterations = AlterConfigHandlers(self._dynamic, forwarding=forwarding, metadata=metadata)
         log_admin = LogAdminHandlers(replicas=self.replicas, logs=self._logs, files=environment.files)
         families = (self.cluster, configs, groups, data, queries, log_admin)
         handlers = {key: handler for family in families for key, handler in family.handlers().items()}
-        raw = {**data.raw_handlers(), **forwarding.raw_handlers()}
+        raw = {**data.raw_handlers(), **forwarding.raw_handlers(), **alterations.raw_handlers()}
         return Router(handlers, raw, API_VERSIONS_BROKER, features=lambda: describe_features(metadata.image, BROKER_FEATURES))
 
     async def open(self) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
+from raftlog.broker.dynamic_settings import DynamicSettings
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.metadata_fetcher import MetadataFetcher
 from raftlog.config import Settings
@@ -48,6 +49,8 @@ class Node:
         self.fetcher: MetadataFetcher | None = None
         self._metrics: MetricsServer | None = None
         self.metadata = MetadataFollower(MetadataImage())
+        self.dynamic = DynamicSettings(settings)
+        self.metadata.subscribe(self.dynamic.apply_metadata)  # The first to hear: the others then meet the settings in force.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -94,11 +97,21 @@ class Node:
         self.logs = LogManager(environment, settings)
         await self.logs.open(self.cluster_id, settings.node_id)
         if settings.is_broker:
-            self.broker = BrokerRole(settings, environment, cluster_id=self.cluster_id, logs=self.logs, metadata=self.metadata, on_fatal=self.fail)
+            self.broker = BrokerRole(
+                settings,
+                environment,
+                cluster_id=self.cluster_id,
+                logs=self.logs,
+                metadata=self.metadata,
+                dynamic=self.dynamic,
+                on_fatal=self.fail,
+            )
             await self.broker.open()
         if settings.is_controller:
             self.controller = ControllerRole(settings, environment, cluster_id=self.cluster_id, on_fatal=self.fail, on_leader=self._leader_is)
             self.controller.controller.subscribe(self.metadata.publish)
+            for listener in self.controller.listeners.values():
+                self.dynamic.subscribe(listener.reconfigure)
             if self.broker is not None:
                 self.controller.quorum.on_peer_closed(self.broker.cluster.suspect)
             await self.controller.start()

@@ -61,6 +61,11 @@ class LogManager:
     def get(self, topic_partition: TopicPartition) -> Log | None:
         return self._logs.get(topic_partition)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Other settings from now on. Logs hear of those that are their topics' defaults from whoever knows the topics."""
+        self._settings = settings
+        self._default_config = TopicConfig.resolve(settings, {})
+
     # --- opening ------------------------------------------------------------------------------------------------------
 
     async def open(self, cluster_id: str, node_id: NodeId) -> None:

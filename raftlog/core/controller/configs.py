@@ -1,97 +1,81 @@
-"""Dynamic configs of topics. Source: KIP-339, KIP-248; Kafka's ConfigurationControlManager."""
+"""Dynamic configs of topics and brokers: all changes of a resource, or none of them. Source: KIP-339, KIP-226, KIP-248."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+from raftlog.config import KEYS as SETTING_KEYS
+from raftlog.config import Settings
+from raftlog.config_types import ConfigKey
+from raftlog.core.controller.config_changes import Changes, changes_of, check_known_broker_changes, misshapen, node_id_of
 from raftlog.core.controller.topics import check_topic_name
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
+from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
-from raftlog.errors import ApiError, ErrorCode, InvalidConfig, InvalidRequest, UnknownTopicOrPartition
+from raftlog.errors import ApiError, BrokerIdNotRegistered, ErrorCode, InvalidRequest, UnknownTopicOrPartition
+from raftlog.topic_config import KEYS as TOPIC_KEYS
 from raftlog.topic_config import check
 
-SET: Final = 0
-DELETE: Final = 1
-APPEND: Final = 2
-SUBTRACT: Final = 3
+# The configs of each type of resource that is kept in the metadata log.
+CONFIG_KEYS: Final[Mapping[int, Mapping[str, ConfigKey]]] = {r.RESOURCE_TOPIC: TOPIC_KEYS, r.RESOURCE_BROKER: SETTING_KEYS}
 
 
-def decide_incremental_alter_configs(image: MetadataImage, request: Any) -> Decision[r.MetadataRecord, dict[str, Any]]:
-    """IncrementalAlterConfigs v0-v1 (key 44): set or delete single configs of topics; all of a resource or nothing of it."""
-    return _decide(image, request, _incremental)
+def decide_incremental_alter_configs(image: MetadataImage, request: Any, *, settings: Settings) -> Decision[r.MetadataRecord, dict[str, Any]]:
+    """IncrementalAlterConfigs v0-v1 (key 44): set, delete, append to or subtract from single configs. `validate_only` included."""
+    return _decide(image, request, settings, incremental=True)
 
 
-def decide_alter_configs(image: MetadataImage, request: Any) -> Decision[r.MetadataRecord, dict[str, Any]]:
-    """AlterConfigs v0-v2 (key 33): replace all configs of each topic named."""
-    return _decide(image, request, _replacement)
+def decide_alter_configs(image: MetadataImage, request: Any, *, settings: Settings) -> Decision[r.MetadataRecord, dict[str, Any]]:
+    """AlterConfigs v0-v2 (key 33): replace all configs of each resource. `validate_only` included."""
+    return _decide(image, request, settings, incremental=False)
 
 
-def _decide(image: MetadataImage, request: Any, changes: Any) -> Decision[r.MetadataRecord, dict[str, Any]]:
+def _decide(image: MetadataImage, request: Any, settings: Settings, *, incremental: bool) -> Decision[r.MetadataRecord, dict[str, Any]]:
     records: list[r.MetadataRecord] = []
     responses = []
-    seen: set[tuple[int, str]] = set()
-    for resource in request.resources:
-        key = (resource.resource_type, resource.resource_name)
+    for resource, problem in zip(request.resources, misshapen(request.resources, incremental=incremental), strict=True):
+        kind, name = resource.resource_type, resource.resource_name
         try:
-            if key in seen:
-                raise InvalidRequest("Each resource must appear at most once.")
-            seen.add(key)
-            _check_resource(image, resource)
-            records.extend(_records(image, resource.resource_name, changes(image, resource)))
+            if problem is not None:
+                raise problem
+            if kind not in CONFIG_KEYS:
+                raise InvalidRequest(f"Unknown resource type {kind}")
+            present = image.configs.get((kind, name), EMPTY)
+            changes = changes_of(resource, present, CONFIG_KEYS[kind], incremental=incremental)
+            _CHECKS[kind](image, settings, name, changes)
+            records.extend(
+                r.ConfigRecord(resource_type=kind, resource_name=name, name=config, value=value)
+                for config, value in changes.items()
+                if present.get(config) != value
+            )
             code, message = ErrorCode.none, None
         except ApiError as error:
             code, message = error.code, str(error)
-        responses.append(
-            {"error_code": code, "error_message": message, "resource_type": resource.resource_type, "resource_name": resource.resource_name}
-        )
+        responses.append({"error_code": code, "error_message": message, "resource_type": kind, "resource_name": name})
     return Decision([] if request.validate_only else records, {"responses": responses})
 
 
-def _check_resource(image: MetadataImage, resource: Any) -> None:
-    if resource.resource_type != r.RESOURCE_TOPIC:
-        raise InvalidRequest(f"Only topics have dynamic configs so far, not resource type {resource.resource_type}.")
-    check_topic_name(resource.resource_name)
-    if resource.resource_name not in image.topics:
-        raise UnknownTopicOrPartition(f"The topic '{resource.resource_name}' does not exist.")
-    names = [config.name for config in resource.configs]
-    if len(set(names)) != len(names):
-        raise InvalidRequest("Error due to duplicate config keys")
+def _check_topic(image: MetadataImage, settings: Settings, name: str, changes: Changes) -> None:
+    if not name:
+        raise InvalidRequest("Default topic resources are not allowed.")
+    check_topic_name(name)
+    for config, value in changes.items():
+        if value is not None:
+            check(config)(value)
+    if name not in image.topics:
+        raise UnknownTopicOrPartition(f"The topic '{name}' does not exist.")
 
 
-def _incremental(image: MetadataImage, resource: Any) -> dict[str, str | None]:
-    """The changes asked for, checked; None deletes."""
-    values: dict[str, str | None] = {}
-    for config in resource.configs:
-        if config.config_operation == DELETE:
-            values[config.name] = None
-        elif config.config_operation == SET:
-            values[config.name] = _checked(config.name, config.value)
-        elif config.config_operation in (APPEND, SUBTRACT):
-            raise InvalidConfig(f"Can't append to or subtract from key {config.name} because its type is not LIST.")
-        else:
-            raise InvalidRequest(f"Unknown operation type {config.config_operation}")
-    return values
+def _check_broker(image: MetadataImage, settings: Settings, name: str, changes: Changes) -> None:
+    if name:
+        node_id = node_id_of(name)
+        if node_id < 0:
+            raise InvalidRequest("Invalid negative broker ID.")
+        if node_id not in image.brokers and all(voter.node_id != node_id for voter in settings.voters):
+            raise BrokerIdNotRegistered(f"No broker with id {node_id} found.")
+    check_known_broker_changes(changes, per_broker=bool(name))
 
 
-def _replacement(image: MetadataImage, resource: Any) -> dict[str, str | None]:
-    values: dict[str, str | None] = dict.fromkeys(image.topic_configs(resource.resource_name))
-    values.update({config.name: _checked(config.name, config.value) for config in resource.configs})
-    return values
-
-
-def _checked(name: str, value: str | None) -> str:
-    if value is None:
-        raise InvalidConfig(f"Null value not supported for : {name}")
-    check(name)(value)
-    return value
-
-
-def _records(image: MetadataImage, topic: str, values: dict[str, str | None]) -> list[r.MetadataRecord]:
-    """One record for each config that really changes."""
-    present = image.topic_configs(topic)
-    return [
-        r.ConfigRecord(resource_type=r.RESOURCE_TOPIC, resource_name=topic, name=name, value=value)
-        for name, value in values.items()
-        if present.get(name) != value
-    ]
+_CHECKS: Final = {r.RESOURCE_TOPIC: _check_topic, r.RESOURCE_BROKER: _check_broker}

@@ -17,6 +17,7 @@ from raftlog.config_types import text_of
 from raftlog.core.controller.placement import Chance, place
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
+from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource
 from raftlog.core.metadata.image import MetadataImage, Partition, Topic, partition_record
 from raftlog.errors import (
     ApiError,
@@ -38,8 +39,6 @@ from raftlog.topic_config import KEYS, check
 TOPIC_NAME_CHARACTERS_MAX: Final = 249
 PARTITIONS_PER_REQUEST_MAX: Final = 10_000  # Kafka's bound of the records that one request may make.
 COLLISION_PROBES_MAX: Final = 256  # Beyond so many spellings of a name, looking through all names is cheaper.
-SOURCE_TOPIC: Final = 1
-SOURCE_DEFAULT: Final = 5
 
 _LEGAL: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
@@ -105,7 +104,7 @@ def _create(image: MetadataImage, topic: Any, *, settings: Settings, chance: Cha
         "topic_config_error_code": 0,
         "num_partitions": len(partitions),
         "replication_factor": len(partitions[0].replicas),
-        "configs": _effective_configs(settings, configs),
+        "configs": _effective_configs(BrokerConfigs.of(settings, image, settings.node_id), configs),
     }
     return records, result
 
@@ -145,13 +144,15 @@ def _checked_configs(configs: Iterable[Any]) -> dict[str, str]:
     return values
 
 
-def _effective_configs(settings: Settings, overrides: dict[str, str]) -> list[dict[str, Any]]:
+def _effective_configs(configs: BrokerConfigs, overrides: dict[str, str]) -> list[dict[str, Any]]:
     """What a topic with `overrides` is configured to, for the reply (KIP-525)."""
+    in_force = configs.in_force()
     entries = []
     for name, key in sorted(KEYS.items()):
-        value = overrides[name] if name in overrides else text_of(key.default_by(settings))
-        source = SOURCE_TOPIC if name in overrides else SOURCE_DEFAULT
-        entries.append({"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": False})
+        values = configs.topic(key, overrides)
+        source = values[0].source if values else ConfigSource.DEFAULT
+        value = overrides[name] if source is ConfigSource.TOPIC else text_of(key.default_by(in_force))
+        entries.append({"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": key.is_sensitive})
     return entries
 
 
@@ -186,8 +187,7 @@ def _manual_assignments(image: MetadataImage, topic: Any) -> list[tuple[NodeId, 
         index = assignment.partition_index
         if index in placements:
             raise InvalidReplicaAssignment(f"Found multiple manual partition assignments for partition {index}")
-        check_assignment(image, assignment.broker_ids, factor=factor)
-        _check_online(image, assignment.broker_ids, partition_id=index)
+        _check_assignment(image, assignment.broker_ids, partition_id=index, factor=factor)
         placements[index] = tuple(assignment.broker_ids)
         factor = len(assignment.broker_ids)
     if sorted(placements) != list(range(len(placements))):
@@ -195,7 +195,7 @@ def _manual_assignments(image: MetadataImage, topic: Any) -> list[tuple[NodeId, 
     return [placements[index] for index in range(len(placements))]
 
 
-def check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, factor: int | None = None) -> None:
+def _check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, partition_id: int, factor: int | None) -> None:
     """Raises InvalidReplicaAssignment when a partition can't be put on these brokers; `factor`: how many there must be."""
     start = "The manual partition assignment includes"
     if not replicas:
@@ -210,9 +210,6 @@ def check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, factor
             f"{start} a partition with {len(replicas)} replica(s), but this is not consistent with previous partitions, "
             f"which have {factor} replica(s)."
         )
-
-
-def _check_online(image: MetadataImage, replicas: Sequence[NodeId], *, partition_id: int) -> None:
     if not any(image.brokers[node_id].active for node_id in replicas):
         raise InvalidReplicaAssignment(
             f"All brokers specified in the manual partition assignment for partition {partition_id} are fenced or in controlled shutdown."
@@ -223,11 +220,11 @@ def _new_partition(image: MetadataImage, replicas: tuple[NodeId, ...]) -> Partit
     """A partition on `replicas`, of which those that are up make the first ISR."""
     isr = tuple(node_id for node_id in replicas if image.brokers[node_id].active)
     assert isr
-    directories = tuple(default_directory(image, node_id) for node_id in replicas)
+    directories = tuple(_default_directory(image, node_id) for node_id in replicas)
     return Partition(replicas=replicas, isr=isr, leader=isr[0], leader_epoch=0, partition_epoch=0, directories=directories)
 
 
-def default_directory(image: MetadataImage, node_id: NodeId) -> uuid.UUID:
+def _default_directory(image: MetadataImage, node_id: NodeId) -> uuid.UUID:
     """A broker with one directory has the replica there; one with several chooses and reports it. Source: KIP-858."""
     directories = image.brokers[node_id].directories
     if not directories:
@@ -312,7 +309,7 @@ def _add_partitions(image: MetadataImage, asked: Any, chance: Chance) -> list[r.
         raise InvalidPartitions(f"The topic {asked.name} currently has {present} partition(s); {asked.count} would not be an increase.")
     if asked.count - present > PARTITIONS_PER_REQUEST_MAX:
         raise error_for(ErrorCode.policy_violation, "Excessively large number of partitions per request.")
-    factor = len(next(iter(topic.partitions.values())).target_replicas)  # Not more because it is just being reassigned.
+    factor = len(next(iter(topic.partitions.values())).replicas)
     if asked.assignments is None:
         placements = _placed(image, partitions=asked.count - present, factor=factor, chance=chance)
     else:
@@ -322,8 +319,7 @@ def _add_partitions(image: MetadataImage, asked: Any, chance: Chance) -> list[r.
             )
         placements = [tuple(assignment.broker_ids) for assignment in asked.assignments]
         for index, replicas in enumerate(placements):
-            check_assignment(image, replicas, factor=factor)
-            _check_online(image, replicas, partition_id=present + index)
+            _check_assignment(image, replicas, partition_id=present + index, factor=factor)
     return [partition_record(topic.topic_id, present + index, _new_partition(image, replicas)) for index, replicas in enumerate(placements)]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from raftlog.broker.dynamic_settings import DynamicSettings
 from raftlog.broker.metadata import MetadataFollower
-from raftlog.config import KEYS, Settings
-from raftlog.config_types import REQUIRED, text_of
+from raftlog.config import KEYS, UpdateMode
+from raftlog.config_types import ConfigKey, text_of
+from raftlog.core.controller.config_changes import node_id_of
+from raftlog.core.controller.topics import check_topic_name
+from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource, SourcedValue
+from raftlog.core.metadata.records import RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
 from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
 from raftlog.ids import TopicName
 from raftlog.network.connection import RequestContext
@@ -16,24 +21,14 @@ from raftlog.protocol.messages import Fields
 from raftlog.server.router import Handler
 from raftlog.topic_config import KEYS as TOPIC_KEYS
 
-TOPIC: Final = 2  # Resource types.
-BROKER: Final = 4
-CLIENT_METRICS: Final = 16
-GROUP: Final = 32
-LISTED: Final = (TOPIC, BROKER, CLIENT_METRICS, GROUP)
-
-SOURCE_TOPIC: Final = 1  # Sources of a value, the strongest first.
-SOURCE_DYNAMIC_BROKER: Final = 2
-SOURCE_DYNAMIC_DEFAULT_BROKER: Final = 3
-SOURCE_STATIC_BROKER: Final = 4
-SOURCE_DEFAULT: Final = 5
+LISTED: Final = (RESOURCE_TOPIC, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP)
 
 
 class ConfigHandlers:
     """Reads the image and this broker's settings; a request for another broker's configuration is refused, as in Kafka."""
 
-    def __init__(self, settings: Settings, *, metadata: MetadataFollower) -> None:
-        self._settings = settings
+    def __init__(self, dynamic: DynamicSettings, *, metadata: MetadataFollower) -> None:
+        self._dynamic = dynamic
         self._metadata = metadata
 
     def handlers(self) -> Mapping[int, Handler]:
@@ -45,103 +40,84 @@ class ConfigHandlers:
         No type asked for means all of them. Of brokers and topics all are listed, of the others those that have a config.
         """
         image = self._metadata.image
-        asked = (CLIENT_METRICS,) if context.api_version == 0 else tuple(dict.fromkeys(request.resource_types)) or LISTED
+        asked = (RESOURCE_CLIENT_METRICS,) if context.api_version == 0 else tuple(dict.fromkeys(request.resource_types)) or LISTED
         unknown = set(asked) - set(LISTED)
         if unknown:
             raise UnsupportedVersion(f"Unsupported resource type: {min(unknown)}")
         names: dict[int, list[str]] = {kind: sorted(name for of_kind, name in image.configs if of_kind == kind) for kind in LISTED}
-        names[TOPIC] = sorted(image.topics)
-        names[BROKER] = [str(node_id) for node_id in sorted(image.brokers)]
+        names[RESOURCE_TOPIC] = sorted(image.topics)
+        names[RESOURCE_BROKER] = [str(node_id) for node_id in sorted(image.brokers)]
         return {"config_resources": [{"resource_name": name, "resource_type": kind} for kind in asked for name in names[kind]]}
 
     def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
-        """Answer DescribeConfigs v1-v4 (key 32) for topics and this broker. Source: KIP-133, KIP-226, KIP-569."""
+        """Answer DescribeConfigs v1-v4 (key 32) for topics, this broker and all brokers. Source: KIP-133, KIP-226, KIP-569."""
         results = []
         for resource in request.resources:
             result: dict[str, Any] = {"resource_type": resource.resource_type, "resource_name": resource.resource_name, "configs": []}
             try:
                 wanted = set(resource.configuration_keys or ())
-                result["configs"] = [
-                    self._presented(config, request)
-                    for config in self._configs(resource.resource_type, resource.resource_name)
-                    if not wanted or config["name"] in wanted
-                ]
+                described = self._described(resource.resource_type, resource.resource_name)
+                result["configs"] = [_presented(entry, request) for entry in described if not wanted or entry["name"] in wanted]
             except ApiError as error:
                 result |= {"error_code": error.code, "error_message": str(error)}
             results.append(result)
         return {"results": results}
 
-    def _configs(self, kind: int, name: str) -> Iterator[dict[str, Any]]:
-        if kind == TOPIC:
+    def _described(self, kind: int, name: str) -> Iterator[dict[str, Any]]:
+        configs = self._dynamic.configs(self._metadata.image)
+        if kind == RESOURCE_TOPIC:
+            check_topic_name(name)
             if name not in self._metadata.image.topics:
-                raise UnknownTopicOrPartition(f"no topic {name!r}")
-            return self._of_topic(name)
-        if kind == BROKER:
+                raise UnknownTopicOrPartition("This server does not host this topic-partition.")
+            return self._of_topic(configs, name)
+        if kind == RESOURCE_BROKER:
             if name == "":
-                return self._of_all_brokers()
-            if name != str(self._settings.node_id):
-                raise InvalidRequest(f"Unexpected broker id, expected {self._settings.node_id} or empty string, but received {name}")
-            return self._of_this_broker()
+                return _of_all_brokers(configs)
+            node_id = self._dynamic.static.node_id
+            if node_id_of(name) != node_id:
+                raise InvalidRequest(f"Unexpected broker id, expected {node_id} or empty string, but received {name}")
+            return _of_this_broker(configs)
         raise InvalidRequest(f"Unsupported resource type: {kind}")
 
-    def _of_topic(self, topic: TopicName) -> Iterator[dict[str, Any]]:
-        overrides = self._metadata.image.topic_configs(topic)
-        for name, key in TOPIC_KEYS.items():
-            synonyms = [synonym for setting, _ in key.synonyms for synonym in self._broker_synonyms(setting)]
-            if name in overrides:
-                synonyms.insert(0, {"name": name, "value": overrides[name], "source": SOURCE_TOPIC})
-            yield {
-                "name": name,
-                "synonyms": synonyms,
-                "read_only": False,
-                "documentation": key.doc,
-                "config_type": key.type,
-            }
+    def _of_topic(self, configs: BrokerConfigs, topic: TopicName) -> Iterator[dict[str, Any]]:
+        overrides, in_force = self._metadata.image.topic_configs(topic), configs.in_force()
+        for key in TOPIC_KEYS.values():
+            values = configs.topic(key, overrides)
+            is_own = bool(values) and values[0].source is ConfigSource.TOPIC
+            value = values[0].value if is_own else text_of(key.default_by(in_force))
+            yield _entry(key, value, values, read_only=False)
 
-    def _of_this_broker(self) -> Iterator[dict[str, Any]]:
-        for name, key in KEYS.items():
-            yield {
-                "name": name,
-                "synonyms": list(self._broker_synonyms(name)),
-                "read_only": True,  # No broker setting takes effect without a restart so far.
-                "documentation": key.doc,
-                "config_type": key.type,
-            }
 
-    def _of_all_brokers(self) -> Iterator[dict[str, Any]]:
-        for name, value in self._metadata.image.configs.get((BROKER, ""), {}).items():
-            yield {
-                "name": name,
-                "synonyms": [{"name": name, "value": value, "source": SOURCE_DYNAMIC_DEFAULT_BROKER}],
-                "read_only": False,
-                "documentation": KEYS[name].doc if name in KEYS else None,
-                "config_type": KEYS[name].type if name in KEYS else 0,
-            }
+def _of_this_broker(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
+    in_force = configs.in_force()
+    for key in KEYS.values():
+        yield _entry(key, text_of(getattr(in_force, key.field)), configs.setting(key), read_only=key.mode is UpdateMode.READ_ONLY)
 
-    def _broker_synonyms(self, name: str) -> Iterator[dict[str, Any]]:
-        """The values of a broker setting, the one in force first."""
-        configs = self._metadata.image.configs
-        own, common = configs.get((BROKER, str(self._settings.node_id)), {}), configs.get((BROKER, ""), {})
-        if name in own:
-            yield {"name": name, "value": own[name], "source": SOURCE_DYNAMIC_BROKER}
-        if name in common:
-            yield {"name": name, "value": common[name], "source": SOURCE_DYNAMIC_DEFAULT_BROKER}
-        key = KEYS[name]
-        value = getattr(self._settings, key.field)
-        if value != key.default:
-            yield {"name": name, "value": text_of(value), "source": SOURCE_STATIC_BROKER}
-        if key.default is not REQUIRED:
-            yield {"name": name, "value": text_of(key.default), "source": SOURCE_DEFAULT}
 
-    @staticmethod
-    def _presented(config: dict[str, Any], request: Fields) -> dict[str, Any]:
-        """The response's entry: its value is that of the first synonym."""
-        first = config["synonyms"][0]
-        return {
-            **config,
-            "value": first["value"],
-            "config_source": first["source"],
-            "is_sensitive": False,
-            "synonyms": config["synonyms"] if request.include_synonyms else [],
-            "documentation": config["documentation"] if request.include_documentation else None,
-        }
+def _of_all_brokers(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
+    """Only what is configured for all brokers."""
+    for name, value in configs.common.items():
+        yield _entry(KEYS[name], value, [SourcedValue(name, value, ConfigSource.DYNAMIC_DEFAULT_BROKER)], read_only=False)
+
+
+def _entry(key: ConfigKey, value: str | None, values: Sequence[SourcedValue], *, read_only: bool) -> dict[str, Any]:
+    """One config with all the values it was given, the one in force first; of a sensitive one no value is told."""
+    return {
+        "name": key.name,
+        "value": None if key.is_sensitive else value,
+        "read_only": read_only,
+        "config_source": values[0].source if values else ConfigSource.DEFAULT,
+        "is_sensitive": key.is_sensitive,
+        "synonyms": [{"name": each.name, "value": None if key.is_sensitive else each.value, "source": each.source} for each in values],
+        "config_type": key.type,
+        "documentation": key.doc,
+    }
+
+
+def _presented(entry: dict[str, Any], request: Fields) -> dict[str, Any]:
+    """The entry with what was asked for only."""
+    return {
+        **entry,
+        "synonyms": entry["synonyms"] if request.include_synonyms else [],
+        "documentation": entry["documentation"] if request.include_documentation else None,
+    }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final, TypeAlias
 
 from raftlog.broker.channel import ControllerChannel
 from raftlog.broker.metadata import MetadataFollower
+from raftlog.core.controller.config_changes import changes_of
+from raftlog.core.controller.configs import CONFIG_KEYS
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ApiError, ErrorCode, RequestTimedOut
 from raftlog.network.connection import RequestContext, Response
@@ -23,11 +26,7 @@ FORWARDED: Final = (
     ApiKey.CREATE_TOPICS,
     ApiKey.DELETE_TOPICS,
     ApiKey.CREATE_PARTITIONS,
-    ApiKey.ALTER_CONFIGS,
-    ApiKey.INCREMENTAL_ALTER_CONFIGS,
     ApiKey.ELECT_LEADERS,
-    ApiKey.ALTER_PARTITION_REASSIGNMENTS,
-    ApiKey.LIST_PARTITION_REASSIGNMENTS,
     ApiKey.UNREGISTER_BROKER,
     ApiKey.DESCRIBE_QUORUM,
 )
@@ -36,8 +35,8 @@ FORWARDED: Final = (
 class ForwardingHandlers:
     """Forwards by Envelope (KIP-590).
 
-    The answer to CreateTopics, DeleteTopics and CreatePartitions leaves when this broker's image shows the outcome, so
-    that the client that produces next, to this broker or by its metadata, finds it.
+    The answer to CreateTopics, DeleteTopics, CreatePartitions and to what alters configs leaves when this broker's image
+    shows the outcome, so that the client that produces or describes next, here or by this broker's metadata, finds it.
     """
 
     def __init__(self, *, channel: ControllerChannel, metadata: MetadataFollower) -> None:
@@ -97,8 +96,30 @@ def _widened(before: MetadataImage, request: Fields, answer: Fields) -> Shown:
     return shown
 
 
+def _altered(before: MetadataImage, request: Fields, answer: Fields, *, incremental: bool) -> Shown:
+    """Configs that were accepted are as they were asked for, or were changed since, whoever did it."""
+    accepted = {(each.resource_type, each.resource_name) for each in answer.responses if each.error_code == ErrorCode.none}
+    wanted: dict[tuple[int, str], dict[str, str | None]] = {}
+    for resource in request.resources:
+        key = (resource.resource_type, resource.resource_name)
+        if key in accepted:
+            present = before.configs.get(key, {})
+            wanted[key] = changes_of(resource, present, CONFIG_KEYS[key[0]], incremental=incremental)
+
+    def shown(image: MetadataImage) -> bool:
+        for key, changes in wanted.items():
+            now = image.configs.get(key)
+            if now is before.configs.get(key) and any((now or {}).get(name) != value for name, value in changes.items()):
+                return False
+        return True
+
+    return shown
+
+
 _CONDITIONS: Final[Mapping[int, Callable[[MetadataImage, Fields, Fields], Shown]]] = {
     ApiKey.CREATE_TOPICS: _created,
     ApiKey.DELETE_TOPICS: _deleted,
     ApiKey.CREATE_PARTITIONS: _widened,
+    ApiKey.ALTER_CONFIGS: partial(_altered, incremental=False),
+    ApiKey.INCREMENTAL_ALTER_CONFIGS: partial(_altered, incremental=True),
 }

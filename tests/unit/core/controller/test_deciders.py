@@ -11,7 +11,6 @@ import pytest
 
 from raftlog.config import Settings
 from raftlog.core.controller.brokers import decide_fence, decide_heartbeat, decide_register, decide_register_controller
-from raftlog.core.controller.configs import decide_alter_configs, decide_incremental_alter_configs
 from raftlog.core.controller.elections import Election, change_partition, decide_elect_leaders, decide_rebalance
 from raftlog.core.controller.partitions import decide_alter_partition
 from raftlog.core.controller.producers import decide_allocate_producer_ids
@@ -320,61 +319,6 @@ class TestTopics:
                 return self.values.pop(0)
 
         assert new_uuid(Chance()).int >> 122 == 5
-
-
-class TestConfigs:
-    def resource(self, *configs: tuple[str, str | None, int], kind: int = 2, name: str = "t") -> SimpleNamespace:
-        values = tuple(fields(name=key, value=value, config_operation=operation) for key, value, operation in configs)
-        return fields(resource_type=kind, resource_name=name, configs=values)
-
-    def outcome(self, decide: Any, image: MetadataImage, *resources: Any) -> tuple[list[ErrorCode], MetadataImage]:
-        decision = decide(image, fields(resources=resources, validate_only=False))
-        return [item["error_code"] for item in decision.reply["responses"]], applied(image, decision.records)
-
-    def test_incremental(self, image: MetadataImage) -> None:
-        codes, image = self.outcome(decide_incremental_alter_configs, image, self.resource(("retention.ms", "5", 0), ("segment.bytes", "2048", 0)))
-        assert codes == [ErrorCode.none]
-        codes, image = self.outcome(decide_incremental_alter_configs, image, self.resource(("retention.ms", None, 1)))
-        assert image.topic_configs("t") == {"segment.bytes": "2048"}
-        same = decide_incremental_alter_configs(image, fields(resources=(self.resource(("segment.bytes", "2048", 0)),), validate_only=False))
-        assert not same.records
-
-    @pytest.mark.parametrize(
-        ("changes", "code"),
-        [
-            ({"kind": 4, "name": "1"}, ErrorCode.invalid_request),
-            ({"name": "a b"}, ErrorCode.invalid_topic_exception),
-            ({"name": "no"}, ErrorCode.unknown_topic_or_partition),
-        ],
-    )
-    def test_refused_resources(self, image: MetadataImage, changes: Any, code: ErrorCode) -> None:
-        codes, _ = self.outcome(decide_incremental_alter_configs, image, self.resource(("retention.ms", "5", 0), **changes))
-        assert codes == [code]
-
-    @pytest.mark.parametrize(
-        ("config", "code"),
-        [
-            (("retention.ms", None, 0), ErrorCode.invalid_config),
-            (("retention.ms", "1", 2), ErrorCode.invalid_config),
-            (("retention.ms", "1", 9), ErrorCode.invalid_request),
-            (("no.such", "1", 0), ErrorCode.invalid_config),
-        ],
-    )
-    def test_refused_changes(self, image: MetadataImage, config: Any, code: ErrorCode) -> None:
-        codes, after = self.outcome(decide_incremental_alter_configs, image, self.resource(config))
-        assert codes == [code] and not after.topic_configs("t")
-
-    def test_a_resource_or_key_named_twice(self, image: MetadataImage) -> None:
-        one = self.resource(("retention.ms", "5", 0))
-        codes, _ = self.outcome(decide_incremental_alter_configs, image, one, one)
-        assert codes == [ErrorCode.none, ErrorCode.invalid_request]
-        codes, _ = self.outcome(decide_incremental_alter_configs, image, self.resource(("retention.ms", "5", 0), ("retention.ms", "6", 0)))
-        assert codes == [ErrorCode.invalid_request]
-
-    def test_replacing_all(self, image: MetadataImage) -> None:
-        _, image = self.outcome(decide_alter_configs, image, self.resource(("retention.ms", "5", 0), ("segment.bytes", "2048", 0)))
-        _, image = self.outcome(decide_alter_configs, image, self.resource(("segment.ms", "9", 0)))
-        assert image.topic_configs("t") == {"segment.ms": "9"}
 
 
 def test_producer_ids_run_out(image: MetadataImage) -> None:

@@ -1,0 +1,79 @@
+"""AlterConfigs and IncrementalAlterConfigs on the broker that is asked: it looks first, the active controller decides.
+
+The configs of a broker are changed through that broker itself, which knows what it takes at run time; those of all brokers
+through any. Source: KIP-226, KIP-339; Kafka's ConfigAdminManager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+
+from raftlog.broker.dynamic_settings import DynamicSettings
+from raftlog.broker.metadata import MetadataFollower
+from raftlog.config import KEYS
+from raftlog.core.controller.config_changes import changes_of, check_broker_changes, misshapen, node_id_of
+from raftlog.core.metadata.entities import EMPTY
+from raftlog.core.metadata.records import RESOURCE_BROKER, RESOURCE_TOPIC
+from raftlog.errors import ApiError, InvalidRequest
+from raftlog.network.connection import RequestContext, Response
+from raftlog.protocol.apis import ApiKey
+from raftlog.protocol.messages import Fields, decode_request, decode_response, encode_request_body, encode_response
+from raftlog.server.handlers.topics import ForwardingHandlers
+from raftlog.server.router import RawHandler
+
+
+class AlterConfigHandlers:
+    """Refuses what this broker can judge, forwards the rest, and puts the answers together in the order of the request."""
+
+    def __init__(self, dynamic: DynamicSettings, *, forwarding: ForwardingHandlers, metadata: MetadataFollower) -> None:
+        self._node_id = dynamic.static.node_id
+        self._forwarding = forwarding
+        self._metadata = metadata
+
+    def raw_handlers(self) -> Mapping[int, RawHandler]:
+        return dict.fromkeys((ApiKey.ALTER_CONFIGS, ApiKey.INCREMENTAL_ALTER_CONFIGS), self.alter)
+
+    def alter(self, context: RequestContext, body: memoryview) -> Response | Awaitable[Response]:
+        """Answer AlterConfigs v0-v2 (key 33) and IncrementalAlterConfigs v0-v1 (key 44). Raises MalformedFrame."""
+        request = decode_request(context.api_key, context.api_version, body)
+        problems = self._problems(request.resources, incremental=context.api_key == ApiKey.INCREMENTAL_ALTER_CONFIGS)
+        if not any(problems):
+            return self._forwarding.forward(context, body)
+        return self._alter_rest(context, request, problems)
+
+    async def _alter_rest(self, context: RequestContext, request: Fields, problems: Sequence[ApiError | None]) -> Response:
+        """Forward the resources without a problem."""
+        rest = [resource for resource, problem in zip(request.resources, problems, strict=True) if problem is None]
+        answers: dict[tuple[int, str], tuple[int, str | None]] = {}
+        if rest:
+            fields = {"resources": rest, "validate_only": request.validate_only}
+            body = memoryview(encode_request_body(context.api_key, context.api_version, fields))
+            frame = b"".join(await self._forwarding.forward(context, body) or ())
+            _, answer = decode_response(context.api_key, context.api_version, frame)
+            answers = {(each.resource_type, each.resource_name): (each.error_code, each.error_message) for each in answer.responses}
+        responses = []
+        for resource, problem in zip(request.resources, problems, strict=True):
+            kind, name = resource.resource_type, resource.resource_name
+            code, message = answers[kind, name] if problem is None else (problem.code, str(problem))
+            responses.append({"error_code": code, "error_message": message, "resource_type": kind, "resource_name": name})
+        return [encode_response(context.api_key, context.api_version, context.correlation_id, {"responses": responses})]
+
+    def _problems(self, resources: Sequence[Fields], *, incremental: bool) -> list[ApiError | None]:
+        problems = misshapen(resources, incremental=incremental)
+        for index, resource in enumerate(resources):
+            try:
+                if problems[index] is None:
+                    self._check(resource, incremental=incremental)
+            except ApiError as error:
+                problems[index] = error
+        return problems
+
+    def _check(self, resource: Fields, *, incremental: bool) -> None:
+        kind, name = resource.resource_type, resource.resource_name
+        if kind == RESOURCE_BROKER:
+            if name and node_id_of(name) != self._node_id:
+                raise InvalidRequest(f"Unexpected broker id, expected {self._node_id}, but received {name}")
+            present = self._metadata.image.configs.get((kind, name), EMPTY)
+            check_broker_changes(changes_of(resource, present, KEYS, incremental=incremental), per_broker=bool(name))
+        elif kind != RESOURCE_TOPIC:
+            raise InvalidRequest(f"Unknown resource type {kind}")
