@@ -138,7 +138,9 @@ class Partition:
             return Change.NOTHING
         if image.leader_epoch == role.leader_epoch:
             if self.leading is not None:
-                self.leading.apply_metadata(replicas=image.replicas, isr=image.isr, partition_epoch=image.partition_epoch, now_ms=now_ms)
+                self.leading.apply_metadata(
+                    replicas=image.replicas, isr=image.isr, partition_epoch=image.partition_epoch, now_ms=now_ms, adding=image.adding
+                )
                 self.isr_changed()
             else:
                 role.partition_epoch = max(role.partition_epoch, image.partition_epoch)
@@ -162,6 +164,7 @@ class Partition:
             high_watermark=mark,
             lag_ms_max=lag_ms_max,
             now_ms=now_ms,
+            adding=image.adding,
         )
         self.following = None
         self.committed_bytes.clear()

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from raftlog.config import Settings
-from raftlog.core.controller import brokers, configs, elections, partitions, producers, topics
+from raftlog.core.controller import brokers, configs, elections, partitions, producers, reassignments, topics
 from raftlog.core.controller.sessions import Sessions
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
@@ -116,6 +116,8 @@ class Controller:
             ApiKey.ALTER_CONFIGS: partial(configs.decide_alter_configs, settings=settings),
             ApiKey.INCREMENTAL_ALTER_CONFIGS: partial(configs.decide_incremental_alter_configs, settings=settings),
             ApiKey.ELECT_LEADERS: elections.decide_elect_leaders,
+            ApiKey.ALTER_PARTITION_REASSIGNMENTS: partial(reassignments.decide_alter_partition_reassignments, settings=settings),
+            ApiKey.LIST_PARTITION_REASSIGNMENTS: reassignments.decide_list_partition_reassignments,
             ApiKey.ALTER_PARTITION: partial(partitions.decide_alter_partition, settings=settings),
             ApiKey.BROKER_REGISTRATION: self._register,
             ApiKey.BROKER_HEARTBEAT: self._heartbeat,

@@ -2,17 +2,20 @@
 
 Every change is a PartitionChangeRecord, or nothing where all stays as it is. A leader comes from the ISR; from outside of it
 only where the topic allows unclean elections. The ISR never becomes empty: its last member stays in it, without a leader.
-Source: Kafka's PartitionChangeBuilder and ReplicationControlManager; KIP-460, KIP-704, KIP-841, KIP-858.
+Whatever change brings a reassignment's last replica into the ISR also ends the reassignment.
+Source: Kafka's PartitionChangeBuilder and ReplicationControlManager; KIP-455, KIP-460, KIP-704, KIP-841, KIP-858.
 """
 
 from __future__ import annotations
 
 import enum
+import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
 from raftlog.config import Settings
+from raftlog.core.controller.assignments import Assignment, assignment_of, completed
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
 from raftlog.core.metadata.image import MetadataImage, Partition
@@ -40,14 +43,18 @@ def change_partition(
     election: Election,
     isr: Sequence[NodeId] | None = None,
     recovery_state: int | None = None,
+    assignment: Assignment | None = None,
+    directory: Callable[[NodeId], uuid.UUID] | None = None,
 ) -> r.PartitionChangeRecord | None:
-    """The record that gives the partition this ISR and recovery state (None: as before) and a leader if one can be had.
+    """The record that gives the partition this ISR, recovery state and assignment (None: as before) and a leader if one can be had.
 
     `acceptable` says whether a replica could lead if the ISR allows it. An empty `isr` leaves the ISR as it is, and nobody
-    in it leads.
+    in it leads. `directory` says where an `assignment`'s new replicas go.
     """
     target_isr = partition.isr if isr is None else tuple(isr)
-    leader, unclean = _elect(partition, target_isr, acceptable, election)
+    target = assignment or assignment_of(partition)
+    target, target_isr = completed(target, target_isr) or (target, target_isr)
+    leader, unclean = _elect(partition, target.replicas, target_isr, acceptable, election)
     leader_change = r.NO_LEADER_CHANGE if leader == partition.leader else leader
     new_isr: tuple[NodeId, ...] | None = None
     new_state = -1
@@ -59,7 +66,9 @@ def change_partition(
         new_isr = target_isr
     if recovery_state is not None and recovery_state != partition.recovery_state and new_state < 0:
         new_state = recovery_state
-    if leader_change == r.NO_LEADER_CHANGE and new_isr is None and new_state < 0:
+    if leader_change == r.NO_LEADER_CHANGE and not set(partition.replicas) <= set(target.replicas):
+        leader_change = leader  # A replica goes: a new leader epoch tells it, and whoever still fetches as one, that it has gone.
+    if leader_change == r.NO_LEADER_CHANGE and new_isr is None and new_state < 0 and target == assignment_of(partition):
         return None
     return r.PartitionChangeRecord(
         partition_id=partition_id,
@@ -70,19 +79,37 @@ def change_partition(
         # Without the feature for eligible leader replicas, those that an earlier state left are cleared by any change.
         eligible_leader_replicas=() if partition.elr else None,
         last_known_elr=() if partition.last_known_elr else None,
+        **_assignment_changes(partition, target, directory),
     )
 
 
-def _elect(partition: Partition, isr: Sequence[NodeId], acceptable: Callable[[NodeId], bool], election: Election) -> tuple[NodeId, bool]:
-    """The leader (NO_NODE: nobody can) and whether it comes from outside of the ISR."""
-    candidates = (partition.leader, *partition.replicas)
+def _assignment_changes(partition: Partition, target: Assignment, directory: Callable[[NodeId], uuid.UUID] | None) -> dict[str, Any]:
+    """The fields of the record that make the partition's assignment `target`."""
+    changes: dict[str, Any] = {}
+    if target.replicas != partition.replicas:
+        present = dict(zip(partition.replicas, partition.directories, strict=False))
+        chosen = directory or (lambda _: DIRECTORY_UNASSIGNED)
+        changes["replicas"] = target.replicas
+        changes["directories"] = tuple(present[node_id] if node_id in present else chosen(node_id) for node_id in target.replicas)
+    if target.adding != partition.adding:
+        changes["adding_replicas"] = target.adding
+    if target.removing != partition.removing:
+        changes["removing_replicas"] = target.removing
+    return changes
+
+
+def _elect(
+    partition: Partition, replicas: Sequence[NodeId], isr: Sequence[NodeId], acceptable: Callable[[NodeId], bool], election: Election
+) -> tuple[NodeId, bool]:
+    """The leader among `replicas` (NO_NODE: nobody can) and whether it comes from outside of the ISR."""
+    candidates = (partition.leader, *replicas)
     if election is Election.PREFERRED:
-        candidates = (partition.preferred_leader, *candidates)
+        candidates = (replicas[0], *candidates)
     for node_id in candidates:
         if node_id in isr and acceptable(node_id):
             return node_id, False
     if election is Election.UNCLEAN:
-        for node_id in partition.replicas:
+        for node_id in replicas:
             if acceptable(node_id):
                 return node_id, True
     return NO_NODE, False

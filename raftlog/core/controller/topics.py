@@ -187,7 +187,8 @@ def _manual_assignments(image: MetadataImage, topic: Any) -> list[tuple[NodeId, 
         index = assignment.partition_index
         if index in placements:
             raise InvalidReplicaAssignment(f"Found multiple manual partition assignments for partition {index}")
-        _check_assignment(image, assignment.broker_ids, partition_id=index, factor=factor)
+        check_assignment(image, assignment.broker_ids, factor=factor)
+        _check_online(image, assignment.broker_ids, partition_id=index)
         placements[index] = tuple(assignment.broker_ids)
         factor = len(assignment.broker_ids)
     if sorted(placements) != list(range(len(placements))):
@@ -195,7 +196,7 @@ def _manual_assignments(image: MetadataImage, topic: Any) -> list[tuple[NodeId, 
     return [placements[index] for index in range(len(placements))]
 
 
-def _check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, partition_id: int, factor: int | None) -> None:
+def check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, factor: int | None = None) -> None:
     """Raises InvalidReplicaAssignment when a partition can't be put on these brokers; `factor`: how many there must be."""
     start = "The manual partition assignment includes"
     if not replicas:
@@ -210,6 +211,9 @@ def _check_assignment(image: MetadataImage, replicas: Sequence[NodeId], *, parti
             f"{start} a partition with {len(replicas)} replica(s), but this is not consistent with previous partitions, "
             f"which have {factor} replica(s)."
         )
+
+
+def _check_online(image: MetadataImage, replicas: Sequence[NodeId], *, partition_id: int) -> None:
     if not any(image.brokers[node_id].active for node_id in replicas):
         raise InvalidReplicaAssignment(
             f"All brokers specified in the manual partition assignment for partition {partition_id} are fenced or in controlled shutdown."
@@ -220,11 +224,11 @@ def _new_partition(image: MetadataImage, replicas: tuple[NodeId, ...]) -> Partit
     """A partition on `replicas`, of which those that are up make the first ISR."""
     isr = tuple(node_id for node_id in replicas if image.brokers[node_id].active)
     assert isr
-    directories = tuple(_default_directory(image, node_id) for node_id in replicas)
+    directories = tuple(default_directory(image, node_id) for node_id in replicas)
     return Partition(replicas=replicas, isr=isr, leader=isr[0], leader_epoch=0, partition_epoch=0, directories=directories)
 
 
-def _default_directory(image: MetadataImage, node_id: NodeId) -> uuid.UUID:
+def default_directory(image: MetadataImage, node_id: NodeId) -> uuid.UUID:
     """A broker with one directory has the replica there; one with several chooses and reports it. Source: KIP-858."""
     directories = image.brokers[node_id].directories
     if not directories:
@@ -309,7 +313,7 @@ def _add_partitions(image: MetadataImage, asked: Any, chance: Chance) -> list[r.
         raise InvalidPartitions(f"The topic {asked.name} currently has {present} partition(s); {asked.count} would not be an increase.")
     if asked.count - present > PARTITIONS_PER_REQUEST_MAX:
         raise error_for(ErrorCode.policy_violation, "Excessively large number of partitions per request.")
-    factor = len(next(iter(topic.partitions.values())).replicas)
+    factor = len(next(iter(topic.partitions.values())).target_replicas)  # Not more because it is just being reassigned.
     if asked.assignments is None:
         placements = _placed(image, partitions=asked.count - present, factor=factor, chance=chance)
     else:
@@ -319,7 +323,8 @@ def _add_partitions(image: MetadataImage, asked: Any, chance: Chance) -> list[r.
             )
         placements = [tuple(assignment.broker_ids) for assignment in asked.assignments]
         for index, replicas in enumerate(placements):
-            _check_assignment(image, replicas, partition_id=present + index, factor=factor)
+            check_assignment(image, replicas, factor=factor)
+            _check_online(image, replicas, partition_id=present + index)
     return [partition_record(topic.topic_id, present + index, _new_partition(image, replicas)) for index, replicas in enumerate(placements)]
 
 

@@ -91,6 +91,16 @@ class Partition:
     def reassigning(self) -> bool:
         return bool(self.adding or self.removing)
 
+    @property
+    def original_replicas(self) -> tuple[NodeId, ...]:
+        """The replicas before the reassignment under way."""
+        return tuple(node_id for node_id in self.replicas if node_id not in self.adding) if self.adding else self.replicas
+
+    @property
+    def target_replicas(self) -> tuple[NodeId, ...]:
+        """The replicas after it."""
+        return tuple(node_id for node_id in self.replicas if node_id not in self.removing) if self.removing else self.replicas
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:

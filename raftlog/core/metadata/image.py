@@ -81,6 +81,7 @@ class MetadataImage:
     tokens: Mapping[str, r.DelegationTokenRecord] = _empty()
     transaction: tuple[r.MetadataRecord, ...] | None = None  # Begun but not ended: held back, begin included.
     loads: Mapping[NodeId, BrokerLoad] = _empty()  # Follows from `topics`; nodes with nothing are absent.
+    reassigning: Mapping[TopicName, frozenset[int]] = _empty()  # Follows from `topics`: the partitions being reassigned.
 
     def partition(self, tp: TopicPartition | tuple[TopicName, int]) -> Partition | None:
         topic = self.topics.get(tp[0])
@@ -234,6 +235,17 @@ class _Builder:
         if partition.leader >= 0:
             changes.setdefault(partition.leader, [0, 0, 0])[0] += sign
 
+    def _note_reassignment(self, name: TopicName, partition_id: int, *, reassigning: bool) -> None:
+        """Enter a partition into the index of those being reassigned, or strike it out."""
+        present: frozenset[int] = self._maps.get("reassigning", self._image.reassigning).get(name, frozenset())
+        if reassigning == (partition_id in present):
+            return
+        ongoing = present | {partition_id} if reassigning else present - {partition_id}
+        if ongoing:
+            self._map("reassigning")[name] = ongoing
+        else:
+            del self._map("reassigning")[name]
+
     def add(self, record: r.MetadataRecord) -> None:
         if isinstance(record, r.BeginTransactionRecord):
             if self._transaction is not None:
@@ -337,6 +349,8 @@ class _Builder:
         self.delta.changed_topics.discard(name)
         self.delta.changed_partitions.pop(name, None)
         self.delta.deleted_topics[record.topic_id] = name
+        if name in self._maps.get("reassigning", self._image.reassigning):
+            del self._map("reassigning")[name]
         resource = (r.RESOURCE_TOPIC, name)
         if resource in self._maps.get("configs", self._image.configs):
             del self._map("configs")[resource]
@@ -361,6 +375,7 @@ class _Builder:
         )
         partitions[record.partition_id] = partition
         self._weigh(partition, 1)
+        self._note_reassignment(self._name(record.topic_id), record.partition_id, reassigning=partition.reassigning)
 
     def _change_partition(self, record: r.PartitionChangeRecord) -> None:
         partitions = self._changing(record.topic_id, record.partition_id)
@@ -372,6 +387,8 @@ class _Builder:
         if after.leader != before.leader or after.replicas != before.replicas:
             self._weigh(before, -1)
             self._weigh(after, 1)
+        if before.reassigning or after.reassigning:
+            self._note_reassignment(self._name(record.topic_id), record.partition_id, reassigning=after.reassigning)
 
     def _clear_elr(self, record: r.ClearElrRecord) -> None:
         names = [record.topic_name] if record.topic_name else [*self._image.topics.keys(), *self._topics]

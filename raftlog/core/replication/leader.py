@@ -8,7 +8,7 @@ maximal ISR, never covers a record that a possible next leader lacks. Source: KI
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
@@ -104,6 +104,7 @@ class LeaderState:
 
     __slots__ = (
         "_maximal",
+        "adding",
         "epoch_start_offset",
         "followers",
         "high_watermark",
@@ -128,8 +129,12 @@ class LeaderState:
         high_watermark: Offset,
         lag_ms_max: int,
         now_ms: int,
+        adding: Collection[NodeId] = (),
     ) -> None:
-        """`epoch_start_offset` is the leader's log end at its election; members of `isr` get `lag_ms_max` from now to fetch."""
+        """`epoch_start_offset` is the leader's log end at its election; members of `isr` get `lag_ms_max` from now to fetch.
+
+        `adding`: those of `replicas` that a reassignment under way brings.
+        """
         assert high_watermark <= epoch_start_offset
         self.node_id = node_id
         self.leader_epoch = leader_epoch
@@ -138,6 +143,7 @@ class LeaderState:
         self.high_watermark = high_watermark
         self.lag_ms_max = lag_ms_max
         self.replicas: tuple[NodeId, ...] = ()
+        self.adding: frozenset[NodeId] = frozenset(adding)
         self.followers: dict[NodeId, Progress] = {}
         self.pending: IsrChange | None = None
         self.isr: frozenset[NodeId] = frozenset(isr)
@@ -226,8 +232,8 @@ class LeaderState:
         return min(log_start_offset, *starts) if starts else log_start_offset
 
     def min_isr(self, min_insync_replicas: int) -> int:
-        """`min.insync.replicas`, but never more than there are replicas."""
-        return min(min_insync_replicas, len(self.replicas))
+        """`min.insync.replicas`, but never more than there are replicas; of those still being added nothing is asked for."""
+        return min(min_insync_replicas, len(self.replicas) - len(self.adding))
 
     def has_enough_replicas(self, min_insync_replicas: int) -> bool:
         """Whether the committed ISR is large enough to accept, or to acknowledge, acks=all."""
@@ -279,13 +285,25 @@ class LeaderState:
             return Verdict.RESET
         return Verdict.RETRY
 
-    def apply_metadata(self, *, replicas: Sequence[NodeId], isr: Iterable[NodeId], partition_epoch: PartitionEpoch, now_ms: int) -> bool:
-        """A committed record of this leader epoch; False when an answer of the controller already told as much or more."""
-        if partition_epoch <= self.partition_epoch:
+    def apply_metadata(
+        self,
+        *,
+        replicas: Sequence[NodeId],
+        isr: Iterable[NodeId],
+        partition_epoch: PartitionEpoch,
+        now_ms: int,
+        adding: Collection[NodeId] = (),
+    ) -> bool:
+        """A committed record of this leader epoch; False when an answer of the controller already told as much or more of the ISR."""
+        if partition_epoch < self.partition_epoch:
             return False
-        self._commit(isr, partition_epoch)
+        told = partition_epoch == self.partition_epoch
+        if not told:
+            self._commit(isr, partition_epoch)
+        # An answer tells of the ISR only; the change may have ended a reassignment, too.
+        self.adding = frozenset(adding)
         self._set_replicas(replicas, now_ms)
-        return True
+        return not told
 
     # --- Leaves ---
 

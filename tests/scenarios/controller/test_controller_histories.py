@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from controller_world import Broker, World, alter_partition, create_topics, fields, topic
@@ -57,6 +59,8 @@ class Checker:
         assert len(set(partition.isr)) == len(partition.isr) and len(set(partition.replicas)) == len(partition.replicas)
         assert partition.leader == NO_NODE or partition.leader in partition.isr
         assert len(partition.directories) == len(partition.replicas)
+        assert set(partition.adding) <= set(partition.replicas) and set(partition.removing) <= set(partition.replicas)
+        assert partition.original_replicas and partition.target_replicas
         if partition.leader != NO_NODE:
             broker = image.brokers.get(partition.leader)
             assert broker is not None and not broker.fenced
@@ -71,7 +75,8 @@ class Checker:
             assert new.leader_epoch > old.leader_epoch
         if new != old:
             assert new.partition_epoch > old.partition_epoch
-        assert new.replicas == old.replicas
+        if not set(old.replicas) <= set(new.replicas):
+            assert new.leader_epoch > old.leader_epoch, "whoever goes is told by a new leader epoch"
 
     @staticmethod
     def check_delta(before, image, delta) -> None:
@@ -83,6 +88,8 @@ class Checker:
 
     @staticmethod
     def check_loads(image) -> None:
+        ongoing = {name: {p for p, partition in item.partitions.items() if partition.reassigning} for name, item in image.topics.items()}
+        assert image.reassigning == {name: partitions for name, partitions in ongoing.items() if partitions}
         leading, preferred, replicas = Counter(), Counter(), Counter()
         for item in image.topics.values():
             for partition in item.partitions.values():
@@ -101,6 +108,7 @@ class History:
         self.world = world
         self.chance = chance
         self.tasks: list[asyncio.Task] = []
+        self.asked: dict[tuple[uuid.UUID, int], set[frozenset[int]]] = {}  # The replicas that reassignments asked for.
 
     def later(self, coroutine) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(coroutine))
@@ -129,6 +137,9 @@ class History:
             self.delete: 1,
             self.add_partitions: 2,
             self.alter: 12,
+            self.reassign: 4,
+            self.admit: 4,
+            self.list_reassignments: 1,
             self.elect: 2,
             self.config: 2,
             self.wait: 6,
@@ -185,6 +196,37 @@ class History:
             leader = self.broker()
         self.later(self.world.ask(56, alter_partition(leader, self.world.active.image, *found, tuple(isr))))
 
+    async def reassign(self) -> None:
+        found = self.some_partition()
+        if found is None:
+            return
+        replicas = None
+        if self.chance.random() < 0.7:
+            replicas = tuple(self.chance.sample(NODES, self.chance.randint(1, 3)))
+            self.asked.setdefault((self.world.active.image.topics[found[0]].topic_id, found[1]), set()).add(frozenset(replicas))
+        asked = fields(partition_index=found[1], replicas=replicas)
+        request = fields(topics=(fields(name=found[0], partitions=(asked,)),), allow_replication_factor_change=True, timeout=1)
+        self.later(self.world.ask(45, request))
+
+    async def admit(self) -> None:
+        """The leader of a partition that moves has all in sync that can be."""
+        image = self.world.active.image
+        moving = [(name, index) for name, indexes in sorted(image.reassigning.items()) for index in sorted(indexes)]
+        if moving:
+            name, index = self.chance.choice(moving)
+            partition = image.partition((name, index))
+            isr = tuple(n for n in partition.replicas if n == partition.leader or (n in image.brokers and image.brokers[n].active))
+            if partition.leader in self.world.brokers:
+                self.later(self.world.ask(56, alter_partition(self.world.brokers[partition.leader], image, name, index, isr)))
+
+    async def list_reassignments(self) -> None:
+        async def asked() -> None:
+            code, reply = await self.world.ask(46, fields(topics=None, timeout=1))
+            if code.name == "none":
+                assert all(part["adding_replicas"] or part["removing_replicas"] for item in reply["topics"] for part in item["partitions"])
+
+        self.later(asked())
+
     async def elect(self) -> None:
         self.later(self.world.ask(43, fields(election_type=self.chance.choice((0, 0, 1)), topic_partitions=None, timeout=1)))
 
@@ -238,7 +280,46 @@ async def live(seed: int) -> World:
     first, second = (controller.image for controller in world.controllers.values())
     assert first == second and checker.before is first
     check_replay(world, chance)
+    check_reassignments(world, history.asked)
     return world
+
+
+def check_reassignments(world: World, asked: dict[tuple[uuid.UUID, int], set[frozenset[int]]]) -> None:
+    """Record by record: replica sets end as asked or as they began, with all of them in sync unless it was taken back."""
+    image = MetadataImage()
+    for record in committed(world):
+        before, (image, _) = image, image.apply_batch([record], offset=image.offset + 1, epoch=1)
+        if not isinstance(record, r.PartitionChangeRecord):
+            continue
+        key = (record.topic_id, record.partition_id)
+        old, new = (each.topic_by_id(record.topic_id).partitions[record.partition_id] for each in (before, image))
+        targets = asked.get(key, set())
+        was, now = frozenset(old.original_replicas), frozenset(new.original_replicas)
+        if set(old.replicas) != set(new.replicas):
+            assert set(old.isr) - set(new.isr) <= set(old.replicas) - set(new.replicas), "only who goes leaves the ISR with it"
+        if new.reassigning:
+            assert now == was, "what was there before stays known"
+            assert frozenset(new.target_replicas) in targets
+        elif now != was:
+            assert now in targets and set(new.isr) == now, "it ends with all that were asked for, in sync"
+        elif old.reassigning and old.target_replicas != new.replicas:
+            assert frozenset(new.replicas) == was
+
+
+def committed(world: World) -> Iterator[r.MetadataRecord]:
+    """The records that took effect, in their order, one by one."""
+    held: list[r.MetadataRecord] | None = None
+    for value in (value for batch in world.log.batches for value in batch.records):
+        record = r.decode(value)
+        if isinstance(record, r.BeginTransactionRecord):
+            held = []
+        elif isinstance(record, r.EndTransactionRecord | r.AbortTransactionRecord):
+            yield from (held or ()) if isinstance(record, r.EndTransactionRecord) else ()
+            held = None
+        elif held is not None:
+            held.append(record)
+        else:
+            yield record
 
 
 def check_replay(world: World, chance: random.Random) -> None:

@@ -54,6 +54,8 @@ class Transcript:
         for key, partition in sorted(now.items()):
             if self._shown.get(key) != partition:
                 state = " recovering" if partition.recovery_state else ""
+                state += f" adding={','.join(map(str, partition.adding))}" if partition.adding else ""
+                state += f" removing={','.join(map(str, partition.removing))}" if partition.removing else ""
                 isr, replicas = ",".join(map(str, partition.isr)), ",".join(map(str, partition.replicas))
                 lines.append(
                     f"{key[0]}-{key[1]} leader={partition.leader} isr={isr} replicas={replicas} "
@@ -145,7 +147,7 @@ class Transcript:
         assign = options.get("assign")
         assignments = None if assign is None else tuple(fields(broker_ids=ids(part)) for part in assign.split(";"))
         asked = fields(name=names[0], count=int(options["count"]), assignments=assignments)
-        request = fields(topics=(asked,), timeout=1000, validate_only=False)
+        request = fields(topics=(asked,), timeout=1000, validate_only=options.get("validate_only") == "yes")
         self._say_later("add partitions", self.world.ask(37, request), self._results("results"))
 
     async def do_alter(self, names, options):
@@ -162,6 +164,42 @@ class Transcript:
             return f"leader={item['leader_id']} isr={','.join(map(str, item['isr']))} epochs={epochs}"
 
         self._say_later(f"alter {names[1]}", self.world.ask(56, request), show)
+
+    async def do_reassign(self, names, options):
+        """`t-0=4,5 t-1=` ...: the replicas each shall have; none takes the reassignment back. `factor=fixed`: as many as there are."""
+        fixed = options.pop("factor", None) == "fixed"
+        topics: dict[str, list[object]] = {}
+        for name, replicas in options.items():
+            asked = fields(partition_index=int(name.rsplit("-", 1)[1]), replicas=None if replicas == "" else ids(replicas.replace("-", "")))
+            topics.setdefault(name.rsplit("-", 1)[0], []).append(asked)
+        request = fields(
+            topics=tuple(fields(name=name, partitions=tuple(partitions)) for name, partitions in topics.items()),
+            allow_replication_factor_change=not fixed,
+            timeout=1000,
+        )
+
+        def show(reply):
+            return "; ".join(
+                f"{item['name']}-{part['partition_index']} {ErrorCode(part['error_code']).name} {part['error_message'] or ''}".strip()
+                for item in reply["responses"]
+                for part in item["partitions"]
+            )
+
+        self._say_later("reassign", self.world.ask(45, request), show)
+
+    async def do_reassignments(self, names, options):
+        """All that are under way, or those of the partitions named."""
+        wanted = tuple(fields(name=name.rsplit("-", 1)[0], partition_indexes=(int(name.rsplit("-", 1)[1]),)) for name in names)
+
+        def show(reply):
+            return "; ".join(
+                f"{item['name']}-{part['partition_index']} replicas={','.join(map(str, part['replicas']))} "
+                f"adding={','.join(map(str, part['adding_replicas']))} removing={','.join(map(str, part['removing_replicas']))}"
+                for item in reply["topics"]
+                for part in item["partitions"]
+            )
+
+        self._say_later("reassignments", self.world.ask(46, fields(topics=wanted or None, timeout=1000)), show)
 
     async def do_elect_leaders(self, names, options):
         wanted = tuple(fields(topic=name.rsplit("-", 1)[0], partitions=(int(name.rsplit("-", 1)[1]),)) for name in names[1:])

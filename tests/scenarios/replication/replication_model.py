@@ -33,6 +33,8 @@ class Committed:
     partition_epoch: int
     brokers: dict[int, Broker] = field(hash=False)
     version: int = 0  # Counts commits, those that change only brokers too.
+    adding: tuple[int, ...] = ()
+    removing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,28 @@ class Node:
         if not self.alive or (self.seen is not None and committed.version < self.seen.version):
             return
         self.seen = committed
+        if self.node_id not in committed.replicas:
+            self.leave()
+            return
         role = self.leading or self.following
         if role is None or committed.leader_epoch > role.leader_epoch:
             self._take_role(committed, now_ms)
         elif self.leading is not None:
-            self.leading.apply_metadata(replicas=committed.replicas, isr=committed.isr, partition_epoch=committed.partition_epoch, now_ms=now_ms)
+            self.leading.apply_metadata(
+                replicas=committed.replicas,
+                isr=committed.isr,
+                partition_epoch=committed.partition_epoch,
+                now_ms=now_ms,
+                adding=committed.adding,
+            )
         self.advance(now_ms)
+
+    def leave(self) -> None:
+        """No replica any more: its log goes."""
+        self.cut(0)
+        self.high_watermark_checkpoint = 0
+        self.leading = self.following = None
+        self.waiting.clear()
 
     def _take_role(self, committed: Committed, now_ms: int) -> None:
         mark = min(self.high_watermark, self.end_offset)
@@ -121,6 +139,7 @@ class Node:
                 high_watermark=mark,
                 lag_ms_max=LAG_MS_MAX,
                 now_ms=now_ms,
+                adding=committed.adding,
             )
             self.following = None
         else:
@@ -266,16 +285,19 @@ class Node:
 class Cluster:
     """The replicas and a controller that commits at once. Images reach a node when the test says so."""
 
-    def __init__(self, node_ids: tuple[int, ...], *, min_insync: int, node_type: type[Node] = Node) -> None:
+    ends_in_sync = True  # A reassignment waits for all new replicas to be in sync.
+
+    def __init__(self, node_ids: tuple[int, ...], *, min_insync: int, node_type: type[Node] = Node, spare: tuple[int, ...] = ()) -> None:
+        """`node_ids` are the replicas, the first of which leads; `spare` nodes have none yet."""
         self.now_ms = 0
-        self.nodes = {node_id: node_type(node_id, min_insync) for node_id in node_ids}
-        brokers = {node_id: Broker(epoch=1) for node_id in node_ids}
+        self.nodes = {node_id: node_type(node_id, min_insync) for node_id in (*node_ids, *spare)}
+        brokers = {node_id: Broker(epoch=1) for node_id in self.nodes}
         for node in self.nodes.values():
             node.broker_epoch = 1
         self.committed = Committed(node_ids, node_ids, node_ids[0], 0, 0, brokers)
         self.history = [self.committed]
         self.acked: list[tuple[int, str]] = []
-        for node_id in node_ids:
+        for node_id in self.nodes:
             self.show_image(node_id)
 
     # --- The controller ---
@@ -303,9 +325,51 @@ class Cluster:
             broker = state.brokers[member]
             if broker.fenced or epoch not in (-1, broker.epoch):
                 return AlterAnswer(change, ErrorCode.ineligible_replica)
-        self._commit(isr=tuple(member for member, _ in change.isr))
+        self._commit(**self._finished(isr=tuple(member for member, _ in change.isr)))
         state = self.committed
+        if state.leader != node_id:
+            return AlterAnswer(change, ErrorCode.new_leader_elected)
         return AlterAnswer(change, ErrorCode.none, state.isr, state.leader_epoch, state.partition_epoch)
+
+    def reassign(self, target: tuple[int, ...]) -> None:
+        """The replicas shall be `target`; or, where that was the last word already, those before."""
+        state = self.committed
+        if not set(target) <= set(state.brokers) or not target:
+            return
+        original = [node_id for node_id in state.replicas if node_id not in state.adding]
+        replicas = (*target, *(node_id for node_id in state.replicas if node_id not in target))
+        adding = tuple(node_id for node_id in replicas if node_id not in original)
+        removing = tuple(node_id for node_id in replicas if node_id not in target)
+        self._commit(**self._finished(isr=state.isr, replicas=replicas, adding=adding, removing=removing))
+
+    def cancel(self) -> None:
+        """The replicas shall be those before, unless none of them is in sync."""
+        state = self.committed
+        isr = tuple(node_id for node_id in state.isr if node_id not in state.adding)
+        if not (state.adding or state.removing) or not isr:
+            return
+        replicas = tuple(node_id for node_id in state.replicas if node_id not in state.adding)
+        self._commit(**self._led({"isr": isr, "replicas": replicas, "adding": (), "removing": ()}))
+
+    def _finished(self, **changes: tuple[int, ...]) -> dict[str, object]:
+        """The changes, and the end of the reassignment where they allow it."""
+        state = {"replicas": self.committed.replicas, "adding": self.committed.adding, "removing": self.committed.removing, **changes}
+        replicas = tuple(node_id for node_id in state["replicas"] if node_id not in state["removing"])
+        isr = tuple(node_id for node_id in state["isr"] if node_id not in state["removing"]) if self.ends_in_sync else replicas
+        moving = state["adding"] or state["removing"]
+        if not moving or not set(replicas) <= set(isr):
+            return dict(changes)
+        return self._led({"isr": isr, "replicas": replicas, "adding": (), "removing": ()})
+
+    def _led(self, changes: dict[str, object]) -> dict[str, object]:
+        """Somebody of the ISR leads; where a replica goes, in a new leader epoch."""
+        state = self.committed
+        members: tuple[int, ...] = changes["isr"]  # type: ignore[assignment]
+        candidates = [node_id for node_id in members if not state.brokers[node_id].fenced]
+        leader = state.leader if state.leader in members else (candidates[0] if candidates else -1)
+        if leader != state.leader or not set(state.replicas) <= set(changes["replicas"]):  # type: ignore[call-overload]
+            return {**changes, "leader": leader, "leader_epoch": state.leader_epoch + 1}
+        return changes
 
     def fence(self, node_id: int) -> None:
         """The controller gives a broker up: out of the ISR (unless the last member), and off the lead."""

@@ -6,6 +6,7 @@ must find a loss when any one of the rules is broken: that shows it would notice
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -23,9 +24,11 @@ IN_FLIGHT_MAX = 6
 class History:
     """One random run. `step` does one thing; what is in flight may be delivered in any order or never."""
 
+    cluster_type = Cluster
+
     def __init__(self, seed: int, node_type: type[Node]) -> None:
         self.chance = random.Random(seed)
-        self.cluster = Cluster((1, 2, 3), min_insync=self.chance.choice((1, 2)), node_type=node_type)
+        self.cluster = self.cluster_type((1, 2, 3), min_insync=self.chance.choice((1, 2)), node_type=node_type)
         self.requests: list[FetchRequest] = []
         self.answers: list[FetchAnswer] = []
         self.changes: list[tuple[int, object]] = []
@@ -51,7 +54,7 @@ class History:
         return item if self.chance.random() > 0.03 else None
 
     def _node(self) -> Node:
-        return self.cluster.nodes[self.chance.choice((1, 2, 3))]
+        return self.cluster.nodes[self.chance.choice(tuple(self.cluster.nodes))]
 
     def produce(self) -> None:
         node = self._node()
@@ -136,9 +139,39 @@ class History:
         return self.cluster.violation()
 
 
-def run(seed: int, node_type: type[Node] = Node) -> tuple[History, str | None]:
+class MovingHistory(History):
+    """With two more nodes, and reassignments that begin, change and are taken back."""
+
+    def __init__(self, seed: int, node_type: type[Node]) -> None:
+        super().__init__(seed, node_type)
+        insync = self.chance.choice((1, 2))
+        self.cluster = self.cluster_type((1, 2, 3), min_insync=insync, node_type=node_type, spare=(4, 5))
+
+    def step(self) -> None:
+        if self.chance.random() < 0.03:
+            self.reassign()
+        super().step()
+
+    def reassign(self) -> None:
+        if self.chance.random() < 0.25:
+            self.cluster.cancel()
+        else:
+            self.cluster.reassign(tuple(self.chance.sample((1, 2, 3, 4, 5), self.chance.choice((2, 3)))))
+
+
+class HastyCluster(Cluster):
+    """Broken: a reassignment ends at once, and takes its new replicas for in sync."""
+
+    ends_in_sync = False
+
+
+class HastyHistory(MovingHistory):
+    cluster_type = HastyCluster
+
+
+def run(seed: int, node_type: type[Node] = Node, history_type: type[History] = History) -> tuple[History, str | None]:
     """The history of a seed and what was wrong in it."""
-    history = History(seed, node_type)
+    history = history_type(seed, node_type)
     for number in range(STEPS):
         history.step()
         found = history.violation()
@@ -154,6 +187,17 @@ def test_no_acknowledged_record_is_lost() -> None:
         assert found is None, found
         acked += len(history.cluster.acked)
     assert acked > 3 * SEEDS  # Otherwise the histories prove nothing.
+
+
+def test_no_acknowledged_record_is_lost_while_replicas_move() -> None:
+    acked = finished = 0
+    for seed in range(SEEDS):
+        history, found = run(seed, history_type=MovingHistory)
+        assert found is None, found
+        acked += len(history.cluster.acked)
+        states = history.cluster.history
+        finished += sum(bool(old.adding) and not new.adding for old, new in itertools.pairwise(states))
+    assert acked > SEEDS and finished > SEEDS  # Otherwise the histories prove nothing.
 
 
 class CountsShrunkIsrAtOnce(LeaderState):
@@ -234,3 +278,7 @@ def with_leader(leader_state: type[LeaderState]) -> type[Node]:
 )
 def test_the_search_finds_a_broken_rule(node_type: type[Node]) -> None:
     assert any(run(seed, node_type)[1] for seed in range(SEEDS_TO_FIND_A_BREACH)), "no history showed the breach"
+
+
+def test_the_search_finds_a_reassignment_that_ends_too_soon() -> None:
+    assert any(run(seed, history_type=HastyHistory)[1] for seed in range(SEEDS_TO_FIND_A_BREACH)), "no history showed the breach"

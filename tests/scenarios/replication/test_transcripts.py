@@ -18,7 +18,7 @@ TRANSCRIPTS = sorted(pathlib.Path(__file__).parent.glob("*.txt"))
 
 
 class Stage:
-    """Runs the commands of one transcript. Nodes: kill restart fence unfence elect image; messages: ask serve take isr alter hear."""
+    """Runs the commands of one transcript. Nodes: kill restart fence unfence elect reassign cancel image; messages: ask serve take isr alter hear."""
 
     def __init__(self) -> None:
         self.cluster = Cluster((1,), min_insync=1)
@@ -43,14 +43,24 @@ class Stage:
     def _node(self, name: str) -> Node:
         return self.cluster.nodes[int(name)]
 
-    def do_cluster(self, node_ids: str, min_insync: str) -> str:
-        self.cluster = Cluster(tuple(map(int, node_ids.split(","))), min_insync=int(min_insync.removeprefix("min.insync=")))
+    def do_cluster(self, node_ids: str, min_insync: str, spare: str = "spare=") -> str:
+        self.cluster = Cluster(_listed(node_ids), min_insync=int(min_insync.removeprefix("min.insync=")), spare=_listed(spare.removeprefix("spare=")))
+        return self.do_state()
+
+    def do_reassign(self, node_ids: str) -> str:
+        self.cluster.reassign(_listed(node_ids))
+        return self.do_state()
+
+    def do_cancel(self) -> str:
+        self.cluster.cancel()
         return self.do_state()
 
     def do_state(self) -> str:
         state = self.cluster.committed
         fenced = [node_id for node_id, broker in state.brokers.items() if broker.fenced]
         lines = [f"committed: leader={state.leader} epoch={state.leader_epoch} isr={_ids(state.isr)} fenced={_ids(fenced)}"]
+        if state.adding or state.removing:
+            lines[0] += f" adding={_ids(state.adding)} removing={_ids(state.removing)}"
         lines += [self._describe(node) for node in self.cluster.nodes.values()]
         return "\n".join(lines)
 
@@ -141,6 +151,10 @@ class Stage:
     def do_unclean(self, node: str) -> str:
         self.cluster.elect_uncleanly(int(node))
         return self.do_state()
+
+
+def _listed(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(",") if word)
 
 
 def _ids(node_ids: object) -> str:
