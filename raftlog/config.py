@@ -74,6 +74,11 @@ def setting(
     return dataclasses.field(default=default, metadata={"doc": doc, "type": type, "mode": mode, **validation})
 
 
+def _gzip_level_problem(level: int) -> str | None:
+    """Kafka's rule and words: 0, no compression at all, is no level."""
+    return None if level == -1 or 1 <= level <= 9 else "Value must be between 1 and 9 or equal to -1"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one node; build it with `load`, which validates, or `dataclasses.replace`."""
@@ -148,6 +153,23 @@ class Settings:
     log_message_timestamp_type: str = setting(
         "CreateTime", mode=CLUSTER_WIDE, doc="Whose clock stamps records.", one_of=("CreateTime", "LogAppendTime")
     )
+    log_message_timestamp_before_max_ms: int = setting(
+        9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="How far a record's timestamp may lie before the broker's time.", minimum=0
+    )
+    log_message_timestamp_after_max_ms: int = setting(
+        3600000, mode=CLUSTER_WIDE, type=LONG, doc="How far a record's timestamp may lie after the broker's time.", minimum=0
+    )
+    compression_type: str = setting(
+        "producer",
+        mode=CLUSTER_WIDE,
+        doc="The codec in which records are stored; producer: the one they come in.",
+        one_of=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
+    )
+    compression_gzip_level: int = setting(
+        -1, mode=CLUSTER_WIDE, doc="The level of compression.type gzip; -1: the codec's own default.", check=_gzip_level_problem
+    )
+    compression_lz4_level: int = setting(9, mode=CLUSTER_WIDE, doc="The level of compression.type lz4.", minimum=1, maximum=17)
+    compression_zstd_level: int = setting(3, mode=CLUSTER_WIDE, doc="The level of compression.type zstd.", minimum=-131072, maximum=22)
     log_flush_interval_messages: int = setting(
         9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="Records after which a partition is fsynced.", minimum=1
     )

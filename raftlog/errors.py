@@ -7,6 +7,7 @@ Source: https://kafka.apache.org/protocol#protocol_error_codes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from kio.schema.errors import ErrorCode
@@ -34,9 +35,16 @@ class StorageError(RaftlogError):
 
 
 class ApiError(RaftlogError):
-    """A request, or one item of it, is refused with `code`; `str()` is the message for the client."""
+    """A request, or one item of it, is refused with `code`; `str()` is the message for the client.
+
+    Of a record batch, `record_errors` says which of its records are at fault, by their index in it, and why (KIP-467).
+    """
 
     code: ClassVar[ErrorCode] = ErrorCode.unknown_server_error
+
+    def __init__(self, *args: object, record_errors: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(*args)
+        self.record_errors = record_errors
 
     @property
     def retriable(self) -> bool:

@@ -60,6 +60,16 @@ class TopicConfig:
     index_interval_bytes: int = of("log.index.interval.bytes", doc="Bytes of log between two index entries.")
     segment_index_bytes: int = of("log.index.size.max.bytes", doc="Largest index file.")
     message_timestamp_type: str = of("log.message.timestamp.type", doc="Whose clock stamps records.")
+    message_timestamp_before_max_ms: int = of(
+        "log.message.timestamp.before.max.ms", doc="How far a record's timestamp may lie before the broker's time."
+    )
+    message_timestamp_after_max_ms: int = of(
+        "log.message.timestamp.after.max.ms", doc="How far a record's timestamp may lie after the broker's time."
+    )
+    compression_type: str = of("compression.type", doc="The codec in which records are stored; producer: the one they come in.")
+    compression_gzip_level: int = of("compression.gzip.level", doc="The level of compression.type gzip; -1: the codec's own default.")
+    compression_lz4_level: int = of("compression.lz4.level", doc="The level of compression.type lz4.")
+    compression_zstd_level: int = of("compression.zstd.level", doc="The level of compression.type zstd.")
     max_message_bytes: int = of("message.max.bytes", doc="Largest batch that is accepted, in bytes.")
     flush_messages: int = of("log.flush.interval.messages", doc="Records after which a partition is fsynced.")
     min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")

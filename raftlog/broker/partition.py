@@ -213,17 +213,19 @@ class Partition:
 
     # --- The leader's side ---
 
-    def append_as_leader(self, records: Buffer, *, acks: int, now_ms: int, now_wall_ms: int, internal: bool, brokers: Brokers) -> Appended:
+    def append_as_leader(
+        self, records: Buffer, *, acks: int, now_ms: int, now_wall_ms: int, internal: bool, opened: bool, brokers: Brokers
+    ) -> Appended:
         """Append and tell the fetches that wait. Raises NotEnoughReplicas when acks is -1 and the ISR too small."""
         leading = self.require_leader()
         if acks == -1 and not leading.has_enough_replicas(self.min_insync_replicas):
             raise NotEnoughReplicas(f"the ISR {sorted(leading.isr)} of {self.name} has fewer than {self.min_insync_replicas} members")
         origin = AppendOrigin.COORDINATOR if internal else AppendOrigin.CLIENT
         end_offset = self.log.log_end_offset
-        appended = self.log.append_as_leader(records, leader_epoch=leading.leader_epoch, now_ms=now_wall_ms, origin=origin)
+        appended = self.log.append_as_leader(records, leader_epoch=leading.leader_epoch, now_ms=now_wall_ms, origin=origin, opened=opened)
         if appended.duplicate:
             return appended
-        size_bytes = len(records)
+        size_bytes = appended.size_bytes
         self.committed_bytes.appended(appended.last_offset + 1, size_bytes)
         if self._follower_waits:
             for waiter, place in self._follower_waits:

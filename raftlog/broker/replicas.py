@@ -326,14 +326,15 @@ class ReplicaManager:
     # --- Appending ---
 
     def append(
-        self, partition: TopicPartition, records: Buffer, *, acks: int, timeout_ms: int, internal: bool = False
+        self, partition: TopicPartition, records: Buffer, *, acks: int, timeout_ms: int, internal: bool = False, opened: bool = False
     ) -> Appended | asyncio.Future[Appended]:
         """Append a client's batches (not copied: `records` may be the receive buffer, all is done when this returns).
 
         acks 0 and 1: what was appended, at once. acks -1: a future (or at once when the high watermark already passed it)
         that fails with RequestTimedOut, NotLeaderOrFollower or NotEnoughReplicasAfterAppend.
         Raises NotLeaderOrFollower, UnknownTopicOrPartition, NotEnoughReplicas, InvalidRequiredAcks, InvalidTopic (an
-        internal topic, unless `internal`), KafkaStorageError and what `Log.append_as_leader` raises.
+        internal topic, unless `internal`), KafkaStorageError and what `Log.append_as_leader` raises, MustOpen among it: then
+        `records` are to be opened elsewhere and appended as `opened`.
         """
         if acks not in (-1, 0, 1):
             raise InvalidRequiredAcks(f"acks must be -1, 0 or 1, not {acks}")
@@ -347,6 +348,7 @@ class ReplicaManager:
                 now_ms=self._clock.monotonic_ms(),
                 now_wall_ms=self._clock.wall_ms(),
                 internal=internal,
+                opened=opened,
                 brokers=self._hosted.image.brokers,
             )
         except (StorageError, KafkaStorageError) as error:

@@ -60,6 +60,11 @@ class RequestContext:
         # connection holds one such response at most; clients that pipeline behind a fetch wait for it with Kafka, too.
         self.holds_connection = False
 
+    def release_connection(self) -> None:
+        """The next request may be taken, though this one is not answered yet."""
+        self.holds_connection = False
+        self.connection.take_frames()
+
 
 # Called with a request's context and body. The body is the receive buffer, valid until the call returns. Raises
 # MalformedFrame for what can't be answered: the connection is closed then.
@@ -309,6 +314,10 @@ class ServerConnection(FrameConnection):
         self._is_half_closed = True
         self._cancel_waits()
         return bool(self._slots)
+
+    def take_frames(self) -> None:
+        """Go on with what has come meanwhile: a request does not hold the connection any more."""
+        self._drain()
 
     def _cancel_waits(self) -> None:
         for slot in tuple(self._slots):

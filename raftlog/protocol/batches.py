@@ -67,8 +67,9 @@ CONTROL_KRAFT_VOTERS: Final = 6
 
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
 _PATCH: Final = struct.Struct(">qii")
-_AFTER_CRC: Final = struct.Struct(">hiqqqhii")
+AFTER_CRC: Final = struct.Struct(">hiqqqhii")
 _SIZE: Final = struct.Struct(">i")
+BATCH_START: Final = ">qiibI"  # Base offset, length, leader epoch, magic, CRC.
 _unpack_header: Final = _HEADER.unpack_from
 
 
@@ -254,7 +255,7 @@ def patch(length: int, *, base_offset: Offset, leader_epoch: LeaderEpoch) -> byt
 
 def stamp(batch: memoryview, header: BatchHeader, *, base_offset: Offset, leader_epoch: LeaderEpoch, log_append_time_ms: int) -> bytes:
     """The whole 61-byte header for LogAppendTime: its type and time set and the CRC computed anew over `batch`."""
-    after_crc = _AFTER_CRC.pack(
+    after_crc = AFTER_CRC.pack(
         header.attributes | LOG_APPEND_TIME,
         header.last_offset_delta,
         header.base_timestamp_ms,
@@ -262,7 +263,7 @@ def stamp(batch: memoryview, header: BatchHeader, *, base_offset: Offset, leader
         *header[9:],
     )
     crc = crc32c(batch[HEADER_BYTES : header.size_bytes], crc32c(after_crc))
-    return struct.pack(">qiibI", base_offset, header.length, leader_epoch, MAGIC, crc) + after_crc
+    return struct.pack(BATCH_START, base_offset, header.length, leader_epoch, MAGIC, crc) + after_crc
 
 
 def control_record_key(control_type: int) -> bytes:
@@ -336,7 +337,7 @@ def encode_batch(
         attributes |= LOG_APPEND_TIME
         max_timestamp_ms = log_append_time_ms
     covered = (
-        _AFTER_CRC.pack(
+        AFTER_CRC.pack(
             attributes,
             len(records) - 1,
             base_timestamp_ms,
@@ -349,7 +350,7 @@ def encode_batch(
         + payload
     )
     length = len(covered) + CRC_START - PREFIX_BYTES
-    return struct.pack(">qiibI", base_offset, length, leader_epoch, MAGIC, crc32c(covered)) + covered
+    return struct.pack(BATCH_START, base_offset, length, leader_epoch, MAGIC, crc32c(covered)) + covered
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -380,15 +381,15 @@ def _decode(content: bytes, header: BatchHeader) -> Iterable[Record]:
     fixed_timestamp_ms = header.max_timestamp_ms if header.is_log_append_time else None
     position = 0
     for _ in range(header.record_count):
-        size_bytes, position = _read_varint(content, position)
+        size_bytes, position = read_varint(content, position)
         end = position + size_bytes
         if size_bytes < 0 or end > len(content):
             raise IndexError
-        timestamp_delta_ms, position = _read_varint(content, position + 1)  # After the attributes, which are unused.
-        offset_delta, position = _read_varint(content, position)
+        timestamp_delta_ms, position = read_varint(content, position + 1)  # After the attributes, which are unused.
+        offset_delta, position = read_varint(content, position)
         key, position = _read_bytes(content, position)
         value, position = _read_bytes(content, position)
-        count, position = _read_varint(content, position)
+        count, position = read_varint(content, position)
         headers: RecordHeaders = ()
         if count:
             headers, position = _read_headers(content, position, count)
@@ -412,7 +413,7 @@ def _read_headers(content: bytes, position: int, count: int) -> tuple[RecordHead
 
 
 def _read_bytes(content: bytes, position: int) -> tuple[bytes | None, int]:
-    size_bytes, position = _read_varint(content, position)
+    size_bytes, position = read_varint(content, position)
     if size_bytes < 0:
         if size_bytes != -1:
             raise IndexError
@@ -423,7 +424,8 @@ def _read_bytes(content: bytes, position: int) -> tuple[bytes | None, int]:
     return content[position:end], end
 
 
-def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+def read_varint(content: bytes, position: int) -> tuple[int, int]:
+    """A zigzag varint at byte `position`, and where it ends. Raises IndexError when it is cut or too long."""
     byte = content[position]
     position += 1
     if byte < 0x80:

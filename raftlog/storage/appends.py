@@ -7,12 +7,13 @@ import enum
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftlog.core.log.epochs import EpochCache
+from raftlog.core.log.intake import Intake, MustOpen
 from raftlog.core.log.producers import AppendedBatch, ProducerStates
 from raftlog.environment import Buffer, Clock
-from raftlog.errors import CorruptMessage, KafkaStorageError, RecordListTooLarge, StorageError
+from raftlog.errors import CorruptMessage, InvalidRecord, KafkaStorageError, MessageTooLarge, RecordListTooLarge, StorageError
 from raftlog.ids import NO_TIMESTAMP, LeaderEpoch, Offset, TopicId, TopicPartition
 from raftlog.protocol.batches import EPOCH_END, HEADER_BYTES, BatchHeader, patch, size_at, stamp, validate, verify
 from raftlog.storage import checkpoints
@@ -21,6 +22,10 @@ from raftlog.storage.loading import Loaded, end_marker
 from raftlog.storage.reads import LogReads
 from raftlog.storage.segment import SNAPSHOT_SUFFIX, Segment, file_name
 from raftlog.topic_config import TopicConfig
+
+# What may be opened at once, on the event loop, as it came and decompressed: 1 ms at most.
+OPENED_INLINE_BYTES_MAX: Final = 16 * 1024
+OPENED_INLINE_CONTENT_BYTES_MAX: Final = 32 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ class LogAppends(LogReads):
         super().__init__(topic_partition, loaded)
         self.topic_id = topic_id
         self.config = config
+        self._intake = Intake(config)
         self.directory = directory
         self.recovery_point: Offset = loaded.recovery_point  # All below is on disk.
         self.epochs: EpochCache = loaded.epochs
@@ -99,17 +105,23 @@ class LogAppends(LogReads):
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
-    def append_as_leader(self, records: Buffer, *, leader_epoch: LeaderEpoch, now_ms: int, origin: int = AppendOrigin.CLIENT) -> Appended:
+    def append_as_leader(
+        self, records: Buffer, *, leader_epoch: LeaderEpoch, now_ms: int, origin: int = AppendOrigin.CLIENT, opened: bool = False
+    ) -> Appended:
         """Validate the batches, give them offsets and the epoch, and write them in one call. `records` is not kept.
 
         `now_ms` is wall time. All or nothing: nothing is written when it raises. Raises CorruptMessage, InvalidRecord,
-        MessageTooLarge, RecordListTooLarge, UnsupportedForMessageFormat, OutOfOrderSequenceNumber, InvalidProducerEpoch,
-        KafkaStorageError.
+        InvalidTimestamp, MessageTooLarge, RecordListTooLarge, UnsupportedForMessageFormat, OutOfOrderSequenceNumber,
+        InvalidProducerEpoch, KafkaStorageError; MustOpen for a batch that must be looked into and is too large for that here:
+        append what that returns, as `opened`.
         """
         view = records if type(records) is memoryview else memoryview(records)
         config = self.config
         from_client = origin == AppendOrigin.CLIENT
         headers = validate(view, batch_bytes_max=config.max_message_bytes, from_client=from_client)
+        if from_client and not opened and self._intake.must_open(headers[0], now_ms):
+            view = self._open(view, headers, now_ms)
+            headers = validate(view, batch_bytes_max=config.max_message_bytes)
         size_bytes = len(view)
         if size_bytes > config.segment_bytes:
             raise RecordListTooLarge(f"{size_bytes} bytes of records are more than segment.bytes {config.segment_bytes}")
@@ -131,6 +143,18 @@ class LogAppends(LogReads):
             if duplicate is not None:
                 return _as_appended(duplicate, stamps=stamps)
         return self._append_several(view, headers, leader_epoch, now_ms, stamps=stamps)
+
+    def _open(self, view: memoryview, headers: list[BatchHeader], now_ms: int) -> memoryview:
+        """A client's one batch as the topic wants it. Raises as `Intake.admit`, and MustOpen."""
+        if len(headers) > 1:
+            raise InvalidRecord(f"{len(headers)} record batches where one is expected")
+        header = headers[0]
+        if len(view) > OPENED_INLINE_BYTES_MAX:
+            raise MustOpen(self._intake, bytes(view), header, now_ms)
+        try:
+            return memoryview(self._intake.admit(view, header, now_ms=now_ms, content_bytes_max=OPENED_INLINE_CONTENT_BYTES_MAX))
+        except MessageTooLarge:
+            raise MustOpen(self._intake, bytes(view), header, now_ms) from None
 
     def _append_several(self, view: memoryview, headers: list[BatchHeader], leader_epoch: LeaderEpoch, now_ms: int, *, stamps: bool) -> Appended:
         first_offset = base_offset = self.log_end_offset

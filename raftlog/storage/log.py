@@ -10,6 +10,7 @@ import logging
 from bisect import bisect_right
 
 from raftlog.core.log.epochs import EpochCache
+from raftlog.core.log.intake import Intake
 from raftlog.core.log.producers import ProducerStates
 from raftlog.environment import Clock, Files
 from raftlog.errors import KafkaStorageError, StorageError
@@ -319,6 +320,7 @@ class Log(LogAppends):
     def reconfigure(self, config: TopicConfig) -> None:
         """Takes effect from the next append, roll and retention on."""
         self.config = config
+        self._intake = Intake(config)
         self._active.index_interval_bytes = config.index_interval_bytes
 
     async def close(self) -> None:

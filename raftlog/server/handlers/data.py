@@ -1,16 +1,13 @@
-"""Produce, Fetch and InitProducerId: what producers and fetchers do all day.
+"""Fetch and InitProducerId, and in `produce.py` Produce: what producers and fetchers do all day.
 
-Produce v3-v13, Fetch v4-v18, InitProducerId v0-v5. Difference to Kafka: there are no transactions yet, and what belongs to
-one is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED: of all codes the one that clients neither retry nor take for a
-mistake of their own.
+Fetch v4-v18, InitProducerId v0-v5.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.producer_ids import ControllerRequests, ProducerIds
@@ -20,44 +17,26 @@ from raftlog.broker.sessions import SessionAnswer, SessionRequest
 from raftlog.config import Settings
 from raftlog.environment import Environment
 from raftlog.errors import (
-    ApiError,
     ErrorCode,
     FetchSessionIdNotFound,
     FetchSessionTopicIdError,
     InvalidFetchSessionEpoch,
-    InvalidRecord,
     TransactionalIdAuthorizationFailed,
-    UnknownTopicId,
 )
-from raftlog.ids import NO_NODE, NodeId, TopicPartition
+from raftlog.ids import NO_NODE, NodeId
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
 from raftlog.protocol.fetch import TOPIC_IDS_FROM, FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
-from raftlog.protocol.frames import MalformedFrame
 from raftlog.protocol.messages import Fields
-from raftlog.protocol.produce import NodeEndpoint, ProducedPartition, ProduceRequest, Topic, encode_produce_response, parse_produce_request
+from raftlog.protocol.produce import Topic
+from raftlog.server.handlers.produce import NO_TRANSACTIONS, ProduceHandler, endpoints_of
 from raftlog.server.router import Handler, RawHandler
 
 if TYPE_CHECKING:
-    from raftlog.storage.log import Appended
-
-LEADER_HINTS_FROM: Final = 10  # Produce: the version since which a response tells who leads (KIP-951).
-NO_TRANSACTIONS: Final = "transactions are not supported by this cluster"
-
-# Of the header of a record batch: bytes before what its length counts, where the length is, where its attributes are.
-_LOG_OVERHEAD_BYTES: Final = 12
-_LENGTH_START: Final = 8
-_MAGIC_POSITION: Final = 16
-_MAGIC: Final = 2
-_ATTRIBUTES_LOW_BYTE: Final = 22
-_TRANSACTIONAL: Final = 0x10
+    pass
 
 _HINTED: Final = frozenset({ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
 _OK: Final = ErrorCode.none
-
-# Where a partition's outcome belongs in the response: a topic's list, and the index in it.
-_Place: TypeAlias = tuple[list[ProducedPartition], int]
-_ProducedTopics: TypeAlias = list[tuple[Topic, list[ProducedPartition]]]
 
 logger = logging.getLogger(__name__)
 
@@ -77,128 +56,14 @@ class DataHandlers:
         self._settings = settings
         self._replicas = replicas
         self._metadata = metadata
+        self._produce = ProduceHandler(replicas, metadata)
         self._producer_ids = ProducerIds(node_id=settings.node_id, channel=channel, metadata=metadata)
 
     def handlers(self) -> Mapping[int, Handler]:
         return {ApiKey.INIT_PRODUCER_ID: self.init_producer_id}
 
     def raw_handlers(self) -> Mapping[int, RawHandler]:
-        return {ApiKey.PRODUCE: self.produce, ApiKey.FETCH: self.fetch}
-
-    # -- Produce
-
-    def produce(self, context: RequestContext, body: memoryview) -> Response | Awaitable[Response]:
-        """Answer Produce v3-v13 (key 0); errors are per partition. With acks 0 and 1 it is done when this returns.
-
-        With acks=0 nobody hears of an error, so it closes the connection: the client then asks for metadata, as with Kafka.
-        """
-        request = parse_produce_request(body, context.api_version)
-        topics: _ProducedTopics = []
-        waiting: list[tuple[_Place, TopicPartition, asyncio.Future[Appended]]] = []
-        for topic, partitions in request.topics:
-            outcomes: list[ProducedPartition] = []
-            topics.append((topic, outcomes))
-            for index, records in partitions:
-                try:
-                    name = self._name(topic, index)
-                    appended = self._append(name, request, records)
-                except Exception as error:
-                    outcomes.append(self._refused(topic, index, error))
-                    continue
-                if isinstance(appended, asyncio.Future):
-                    waiting.append(((outcomes, len(outcomes)), name, appended))
-                    outcomes.append(ProducedPartition(index, _OK))
-                else:
-                    outcomes.append(self._produced(name, appended))
-        if waiting:
-            return self._wait_for_acks(context, topics, waiting)
-        if request.acks == 0:
-            _check_unacknowledged(topics)
-            return None
-        return [self._encode_produced(context, topics)]
-
-    def _name(self, topic: Topic, index: int) -> TopicPartition:
-        if isinstance(topic, str):
-            return TopicPartition(topic, index)
-        name = self._replicas.topic_name(topic)
-        if name is None:
-            raise UnknownTopicId(f"no topic has id {topic}")
-        return TopicPartition(name, index)
-
-    def _append(self, name: TopicPartition, request: ProduceRequest, records: memoryview | None) -> Appended | asyncio.Future[Appended]:
-        if records is None or len(records) <= _ATTRIBUTES_LOW_BYTE:
-            raise InvalidRecord("a produce request must hold one record batch per partition, and this holds none")
-        if records[_MAGIC_POSITION] != _MAGIC:  # Other formats have something else in those places; the log refuses them.
-            return self._replicas.append(name, records, acks=request.acks, timeout_ms=request.timeout_ms)
-        if request.transactional_id is not None or records[_ATTRIBUTES_LOW_BYTE] & _TRANSACTIONAL:
-            raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
-        size_bytes = int.from_bytes(records[_LENGTH_START:_LOG_OVERHEAD_BYTES], "big", signed=True) + _LOG_OVERHEAD_BYTES
-        if _ATTRIBUTES_LOW_BYTE < size_bytes < len(records):
-            raise InvalidRecord("a produce request must hold exactly one record batch per partition")
-        return self._replicas.append(name, records, acks=request.acks, timeout_ms=request.timeout_ms)
-
-    def _produced(self, name: TopicPartition, appended: Appended) -> ProducedPartition:
-        # By its name again: while the batch waited for its acks, the partition may have gone.
-        try:
-            log_start_offset = self._replicas.log_start_offset(name)
-        except ApiError:
-            log_start_offset = -1
-        return ProducedPartition(name.partition, _OK, appended.first_offset, appended.log_append_time_ms, log_start_offset)
-
-    def _refused(self, topic: Topic, index: int, error: BaseException) -> ProducedPartition:
-        if not isinstance(error, ApiError):
-            logger.error("an append to %s-%d failed", topic, index, exc_info=error)
-            return ProducedPartition(index, ErrorCode.unknown_server_error)
-        leader = None
-        if error.code is ErrorCode.not_leader_or_follower:
-            leader = self._replicas.leader_of(self._name(topic, index))
-        return ProducedPartition(index, error.code, error_message=str(error) or None, leader=leader)
-
-    def _wait_for_acks(
-        self,
-        context: RequestContext,
-        topics: _ProducedTopics,
-        waiting: Sequence[tuple[_Place, TopicPartition, asyncio.Future[Appended]]],
-    ) -> Awaitable[Response]:
-        """Resolved by callbacks when the last of the appends is: no task per request."""
-        context.cancel_on_close = True
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        left = len(waiting)
-
-        def resolved(place: _Place, name: TopicPartition, future: asyncio.Future[Appended]) -> None:
-            nonlocal left
-            left -= 1
-            outcomes, index = place
-            error = asyncio.CancelledError() if future.cancelled() else future.exception()
-            if error is None:
-                outcomes[index] = self._produced(name, future.result())
-            else:
-                outcomes[index] = self._refused(name.topic, name.partition, error)
-            if not left and not answer.done():
-                answer.set_result([self._encode_produced(context, topics)])
-
-        for place, name, future in waiting:
-            future.add_done_callback(lambda done, place=place, name=name: resolved(place, name, done))  # type: ignore[misc]
-        return answer
-
-    def _encode_produced(self, context: RequestContext, topics: _ProducedTopics) -> bytes:
-        endpoints: list[NodeEndpoint] = []
-        if context.api_version >= LEADER_HINTS_FROM:
-            leaders = {item.leader[0] for _, outcomes in topics for item in outcomes if item.leader is not None}
-            if leaders:
-                endpoints = self._endpoints(leaders, context.listener)
-        return encode_produce_response(context.api_version, context.correlation_id, topics, node_endpoints=endpoints)
-
-    def _endpoints(self, node_ids: set[NodeId], listener: str) -> list[NodeEndpoint]:
-        """Where clients of this listener reach those nodes."""
-        brokers = self._metadata.image.brokers
-        found: list[NodeEndpoint] = []
-        for node_id in sorted(node_ids):
-            broker = brokers.get(node_id)
-            endpoint = broker.endpoints.get(listener) if broker is not None else None
-            if broker is not None and endpoint is not None:
-                found.append((node_id, endpoint.host, endpoint.port, broker.rack))
-        return found
+        return {ApiKey.PRODUCE: self._produce.produce, ApiKey.FETCH: self.fetch}
 
     # -- Fetch
 
@@ -284,7 +149,7 @@ class DataHandlers:
                     leader,
                 )
             )
-        endpoints = self._endpoints(leaders, context.listener) if leaders else []
+        endpoints = endpoints_of(self._metadata.image, leaders, context.listener) if leaders else []
         return encode_fetch_response(context.api_version, context.correlation_id, topics, session_id=answer.session_id, node_endpoints=endpoints)
 
     # -- InitProducerId
@@ -298,11 +163,3 @@ class DataHandlers:
             logger.info("client %s asks for transactions: %s", context.client_id, NO_TRANSACTIONS)
             raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
         return {"error_code": _OK, "producer_id": await self._producer_ids.take(), "producer_epoch": 0}
-
-
-def _check_unacknowledged(topics: _ProducedTopics) -> None:
-    for topic, outcomes in topics:
-        for outcome in outcomes:
-            if outcome.error_code:
-                reason = ErrorCode(outcome.error_code).name
-                raise MalformedFrame(f"Produce with acks=0 to {str(topic)!r}, partition {outcome.partition}, failed: {reason}")
