@@ -187,6 +187,12 @@ class Settings:
     replica_fetch_response_max_bytes: int = setting(10485760, doc="Bytes a follower asks for per request.", minimum=1)
     replica_fetch_wait_max_ms: int = setting(500, doc="Longest a follower's fetch waits at the leader.", minimum=1)
     replica_fetch_backoff_ms: int = setting(1000, doc="Longest pause of a follower after a failed fetch.", minimum=1)
+    leader_replication_throttled_rate: int = setting(
+        2**63 - 1, mode=CLUSTER_WIDE, type=LONG, doc="Bytes per second at most that throttled leaders send to followers out of sync.", minimum=0
+    )
+    follower_replication_throttled_rate: int = setting(
+        2**63 - 1, mode=CLUSTER_WIDE, type=LONG, doc="Bytes per second at most that throttled followers out of sync fetch.", minimum=0
+    )
     replica_high_watermark_checkpoint_interval_ms: int = setting(
         5000, type=LONG, doc="Pause between writes of the high-watermark checkpoint.", minimum=10
     )

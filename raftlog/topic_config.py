@@ -8,6 +8,7 @@ Source: https://kafka.apache.org/documentation/#topicconfigs
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,8 @@ from raftlog.errors import InvalidConfig
 
 MS_PER_MINUTE: Final = 60_000
 MS_PER_HOUR: Final = 60 * MS_PER_MINUTE
+
+_REPLICA: Final = re.compile(r"[0-9]+:[0-9]+")
 
 
 class Synonym(NamedTuple):
@@ -48,6 +51,12 @@ def own(
     return dataclasses.field(metadata={"doc": doc, "synonyms": (), "type": type, "default": default, **validation})
 
 
+def _throttled_replicas_problem(replicas: tuple[str, ...]) -> str | None:
+    if replicas == ("*",) or all(map(_REPLICA.fullmatch, replicas)):
+        return None
+    return "must be the literal '*' or a list of replicas in the following format: [partitionId]:[brokerId],[partitionId]:[brokerId],..."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicConfig:
     """The effective configuration of one topic: its overrides over the broker's settings."""
@@ -74,6 +83,18 @@ class TopicConfig:
     flush_messages: int = of("log.flush.interval.messages", doc="Records after which a partition is fsynced.")
     min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")
     unclean_leader_election_enable: bool = of("unclean.leader.election.enable", doc="Let a replica outside the ISR lead; loses data.")
+    leader_replication_throttled_replicas: tuple[str, ...] = own(
+        (),
+        type=ConfigType.LIST,
+        check=_throttled_replicas_problem,
+        doc="Replicas, as partition:broker or * for all, that send to those out of sync at no more than leader.replication.throttled.rate.",
+    )
+    follower_replication_throttled_replicas: tuple[str, ...] = own(
+        (),
+        type=ConfigType.LIST,
+        check=_throttled_replicas_problem,
+        doc="Replicas, as partition:broker or * for all, that catch up at no more than follower.replication.throttled.rate.",
+    )
 
     @property
     def deletes(self) -> bool:

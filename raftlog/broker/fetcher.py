@@ -19,6 +19,7 @@ from raftlog.broker.partition import Partition
 from raftlog.config import Settings
 from raftlog.core.replication.fetch_sessions import EPOCH_MAX, FINAL_EPOCH, INITIAL_EPOCH, NO_SESSION, next_epoch
 from raftlog.core.replication.follower import backoff_ms
+from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Environment
 from raftlog.errors import ErrorCode, RaftlogError, error_for
 from raftlog.ids import LeaderEpoch, NodeId, TopicId
@@ -47,12 +48,14 @@ class LeaderFetcher:
         settings: Settings,
         hosted: HostedPartitions,
         leader: NodeId,
+        throttle: Throttle,
         on_storage_error: Callable[[Exception], object],
     ) -> None:
         self._environment = environment
         self._settings = settings
         self._hosted = hosted
         self._leader = leader
+        self._throttle = throttle
         self._answers = FetchAnswers(settings, self, own_id=hosted.node_id, leader=leader, on_storage_error=on_storage_error)
         self._slots: dict[TopicId, dict[int, Slot]] = {}
         self._untold: dict[Slot, None] = {}  # Those of which the leader does not know, or not how far they are.
@@ -222,6 +225,7 @@ class LeaderFetcher:
 
     async def _round(self, peer: PeerConnection) -> None:
         """One fetch of all that is due: ask, append, and note what failed."""
+        self._hold_back()
         session = self._session
         if session is not None and (session.peer is not peer or session.epoch == EPOCH_MAX):
             self._end(session)
@@ -345,6 +349,8 @@ class LeaderFetcher:
                 slot = slots.get(fetched.partition)
                 # Else it was removed, added anew in another leader epoch, or its log changed since the leader was told of it.
                 if slot is not None and session.is_answer_to(slot, epoch):
+                    if slot.partition.is_throttled_follower:
+                        self._throttle.record(len(fetched.records), now_ms=self._environment.clock.monotonic_ms())
                     self._answers.take(session.peer, slot, fetched)
                     if len(fetched.records):
                         self._move_to_end(topic, fetched.partition, slot)
@@ -356,13 +362,29 @@ class LeaderFetcher:
             siblings[index] = siblings.pop(index)
             self._slots[topic_id] = self._slots.pop(topic_id)
 
+    def _hold_back(self) -> None:
+        """Leave out what is throttled and not in sync, while throttled partitions fetched too much of late."""
+        pause_ms = self._throttle.pause_ms(now_ms=self._environment.clock.monotonic_ms())
+        if not pause_ms:
+            return
+        now = asyncio.get_running_loop().time()
+        for slot in self._all_slots():
+            if slot.partition.is_throttled_follower and slot.is_due(now) and not self._is_in_sync(slot):
+                self._leave_out(slot, pause_ms)
+
+    def _is_in_sync(self, slot: Slot) -> bool:
+        state = self._hosted.image.partition(slot.partition.name)
+        return state is not None and self._hosted.node_id in state.isr
+
     def back_off(self, slot: Slot) -> None:
         """Leave the partition out for a while; then fetch it without waiting for the round under way."""
         slot.failures += 1
+        self._leave_out(slot, backoff_ms(slot.failures, wait_ms_max=self._settings.replica_fetch_backoff_ms))
+
+    def _leave_out(self, slot: Slot, pause_ms: int) -> None:
         self.look_again(slot)
         loop = asyncio.get_running_loop()
-        pause = backoff_ms(slot.failures, wait_ms_max=self._settings.replica_fetch_backoff_ms) / 1000
-        slot.paused_until = loop.time() + pause
+        slot.paused_until = loop.time() + pause_ms / 1000
         if self._alarm is None or self._alarm.cancelled() or self._alarm.when() > slot.paused_until:
             if self._alarm is not None:
                 self._alarm.cancel()

@@ -11,6 +11,7 @@ from raftlog.broker.partition import Partition
 from raftlog.config import Settings
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.replication.follower import FollowerState
+from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Environment
 from raftlog.ids import NO_NODE, NodeId
 
@@ -19,11 +20,18 @@ class ReplicaFetchers:
     """All fetchers of one broker."""
 
     def __init__(
-        self, environment: Environment, settings: Settings, hosted: HostedPartitions, on_storage_error: Callable[[Exception], object]
+        self,
+        environment: Environment,
+        settings: Settings,
+        hosted: HostedPartitions,
+        throttle: Throttle,
+        on_storage_error: Callable[[Exception], object],
     ) -> None:
+        """`throttle` bounds what throttled partitions fetch while they are not in sync."""
         self._environment = environment
         self._settings = settings
         self._hosted = hosted
+        self._throttle = throttle
         self._on_storage_error = on_storage_error
         self._fetchers: dict[NodeId, LeaderFetcher] = {}
         self._leader_of: dict[Partition, NodeId] = {}
@@ -74,7 +82,7 @@ class ReplicaFetchers:
     def _follow(self, partition: Partition, following: FollowerState) -> None:
         fetcher = self._fetchers.get(following.leader)
         if fetcher is None:
-            fetcher = LeaderFetcher(self._environment, self._settings, self._hosted, following.leader, self._on_storage_error)
+            fetcher = LeaderFetcher(self._environment, self._settings, self._hosted, following.leader, self._throttle, self._on_storage_error)
             self._fetchers[following.leader] = fetcher
         fetcher.add(partition, following.leader_epoch)
         self._leader_of[partition] = following.leader

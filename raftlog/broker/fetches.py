@@ -15,6 +15,7 @@ from raftlog.broker.isr import IsrChanges
 from raftlog.broker.partition import Partition
 from raftlog.broker.purgatory import FetchPurgatory, FetchWait, Waiter
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
+from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Clock
 from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError
 from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, TopicId, TopicName
@@ -27,10 +28,19 @@ _HINTED: Final = frozenset({ErrorCode.not_leader_or_follower, ErrorCode.fenced_l
 class FetchService:
     """The read side of a ReplicaManager."""
 
-    def __init__(self, hosted: HostedPartitions, clock: Clock, isr_changes: IsrChanges, on_storage_error: Callable[[Exception], object]) -> None:
+    def __init__(
+        self,
+        hosted: HostedPartitions,
+        clock: Clock,
+        isr_changes: IsrChanges,
+        throttle: Throttle,
+        on_storage_error: Callable[[Exception], object],
+    ) -> None:
+        """`throttle` bounds what followers that are not in sync get of throttled partitions."""
         self._hosted = hosted
         self._clock = clock
         self._isr_changes = isr_changes
+        self._throttle = throttle
         self._on_storage_error = on_storage_error
         self._tasks: set[asyncio.Task[None]] = set()
         self.purgatory = FetchPurgatory()
@@ -57,7 +67,10 @@ class FetchService:
         if must_answer or wait.size_bytes >= limits.size_bytes_min:
             return wait.answer()
         future = wait.wait()
-        self.purgatory.park(waiter or wait, future, wait_ms_max=limits.wait_ms_max)
+        wait_ms_max = limits.wait_ms_max
+        if wait.held_back:
+            wait_ms_max = min(wait_ms_max, self._throttle.pause_ms(now_ms=self._clock.monotonic_ms()))
+        self.purgatory.park(waiter or wait, future, wait_ms_max=wait_ms_max)
         return future
 
     def _begin_all(self, wait: FetchWait) -> tuple[bool, list[int]]:
@@ -86,6 +99,8 @@ class FetchService:
                 result = partition.fetched(b"")
             elif result.error_code is not OK or result.diverging is not None:
                 must_answer = True
+            elif not len(result.records) and partition is not None and self._is_held_back(partition, limits, target):
+                wait.held_back.add(index)
             size_bytes += len(result.records)
             wait.partitions.append(partition)
             results.append(result)
@@ -125,14 +140,31 @@ class FetchService:
         if change is not None:
             self._isr_changes.submit(partition, change)
 
+    def _is_held_back(self, partition: Partition, limits: FetchLimits, target: FetchTarget) -> bool:
+        """Whether a follower shall wait for what there is: it is not in sync, and throttled replicas got too much of late."""
+        leading = partition.leading
+        if not partition.is_throttled_leader or not limits.is_follower or leading is None or limits.replica_id in leading.isr:
+            return False
+        return target.fetch_offset < partition.log.log_end_offset and self._throttle.pause_ms(now_ms=self._clock.monotonic_ms()) > 0
+
+    def _sent(self, partition: Partition, limits: FetchLimits, size_bytes: int) -> None:
+        """So much of a partition goes into an answer. Followers in sync are not held back, but what they get counts."""
+        if partition.is_throttled_leader and limits.is_follower:
+            self._throttle.record(size_bytes, now_ms=self._clock.monotonic_ms())
+
     def _read(self, partition: Partition, limits: FetchLimits, target: FetchTarget, size_bytes: int) -> Fetched | None:
+        if self._is_held_back(partition, limits, target):
+            return partition.fetched(b"")
         records = partition.read(
             target,
             is_follower=limits.is_follower,
             size_bytes_max=min(target.size_bytes_max, limits.size_bytes_max - size_bytes),
             minimum_one_batch=size_bytes == 0,  # Else a batch larger than the limits could never be read (KIP-74).
         )
-        return None if records is None else partition.fetched(records)
+        if records is None:
+            return None
+        self._sent(partition, limits, len(records))
+        return partition.fetched(records)
 
     def answer(self, wait: FetchWait) -> None:
         """A parked fetch is due: read what changed since it was parked."""
@@ -194,6 +226,7 @@ class FetchService:
                     target.fetch_offset, size_bytes_max=size_bytes_max, end_offset=end_offset, minimum_one_batch=size_bytes == 0
                 )
                 partition.require_leader(target.leader_epoch)  # Lost meanwhile: what was read may have been truncated.
+                self._sent(partition, limits, len(records))
                 wait.results[index] = partition.fetched(records)
             except (ApiError, StorageError) as error:
                 wait.results[index] = self._failed(target, error)

@@ -26,6 +26,7 @@ from raftlog.broker.reads import (
 from raftlog.core.metadata.image import Partition as PartitionImage
 from raftlog.core.replication.follower import FollowerState
 from raftlog.core.replication.leader import Brokers, LeaderState, check_leader_epoch
+from raftlog.core.replication.throttle import is_throttled
 from raftlog.environment import Buffer
 from raftlog.errors import (
     ApiError,
@@ -41,6 +42,7 @@ from raftlog.errors import (
 from raftlog.ids import NO_LEADER_EPOCH, NO_TIMESTAMP, LeaderEpoch, NodeId, Offset, TopicId, TopicPartition
 from raftlog.protocol.batches import BatchHeader, parse_header
 from raftlog.storage.log import Appended, AppendOrigin, Log
+from raftlog.topic_config import TopicConfig
 
 if TYPE_CHECKING:
     import asyncio
@@ -68,6 +70,8 @@ class Partition:
         "committed_bytes",
         "delete_waits",
         "following",
+        "is_throttled_follower",
+        "is_throttled_leader",
         "leading",
         "log",
         "min_insync_replicas",
@@ -82,6 +86,8 @@ class Partition:
         self.topic_id = topic_id
         self.log = log
         self.min_insync_replicas = 1
+        self.is_throttled_leader = False
+        self.is_throttled_follower = False
         self.offline = False
         self.purgatory = purgatory
         mark = min(max(high_watermark, log.log_start_offset), log.log_end_offset)
@@ -93,6 +99,12 @@ class Partition:
         self.committed_bytes = CommittedBytes()
         self._consumer_waits: Waits = {}
         self._follower_waits: Waits = {}
+
+    def configure(self, config: TopicConfig, *, node_id: NodeId) -> None:
+        """What the topic's config says of this replica, which is `node_id`'s; the log has its own part of it."""
+        self.min_insync_replicas = config.min_insync_replicas
+        self.is_throttled_leader = is_throttled(config.leader_replication_throttled_replicas, self.name.partition, node_id)
+        self.is_throttled_follower = is_throttled(config.follower_replication_throttled_replicas, self.name.partition, node_id)
 
     # --- Where it stands ---
 

@@ -171,7 +171,7 @@ Waits: TypeAlias = dict[tuple[Waiter, Any], None]
 class FetchWait(Waiter):
     """One fetch. `results` holds an answer per target; those at `stale`, indexes, are read again when it is answered late."""
 
-    __slots__ = ("_on_due", "limits", "partitions", "results", "targets")
+    __slots__ = ("_on_due", "held_back", "limits", "partitions", "results", "targets")
 
     def __init__(self, limits: FetchLimits, targets: Sequence[FetchTarget], on_due: Callable[[FetchWait], None]) -> None:
         super().__init__(limits)
@@ -179,6 +179,7 @@ class FetchWait(Waiter):
         self.targets = targets
         self.partitions: list[Partition | None] = []
         self.results: list[Fetched] = []
+        self.held_back: set[int] = set()  # Indexes of targets that are throttled: data that comes to them wakes nobody.
         self._on_due = on_due
 
     def waits_for_anything(self) -> bool:
@@ -202,7 +203,7 @@ class FetchWait(Waiter):
     def parked(self) -> None:
         self.size_bytes_awaited = self.limits.size_bytes_min
         for index, partition in enumerate(self.partitions):
-            if partition is not None:
+            if partition is not None and index not in self.held_back:
                 partition.fetch_waits(self.is_follower)[self, index] = None
 
     def unparked(self) -> None:

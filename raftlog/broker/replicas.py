@@ -17,6 +17,7 @@ from raftlog.broker.isr import ControllerRequests, IsrChanges
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
 from raftlog.broker.sessions import SessionFetches
+from raftlog.broker.throttles import ReplicationThrottles
 from raftlog.config import Settings
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage
 from raftlog.core.metadata.image import Partition as PartitionImage
@@ -87,9 +88,10 @@ class ReplicaManager:
         self._creation: asyncio.Task[None] | None = None
         self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
         self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
-        self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self.storage_failed)
+        self._throttles = ReplicationThrottles(settings, environment.clock)
+        self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self._throttles.leading, self.storage_failed)
         self.sessions = SessionFetches(environment, self._fetches, slots_max=settings.max_incremental_fetch_session_cache_slots)
-        self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self.storage_failed)
+        self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self._throttles.following, self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -264,7 +266,7 @@ class ReplicaManager:
     def _add(self, name: TopicPartition, topic_id: TopicId, config: TopicConfig) -> Partition:
         log = self._logs.create(name, topic_id, config)  # Or the one that is there, if it is of this topic.
         partition = Partition(name, topic_id, log, high_watermark=self._logs.high_watermarks.get(name, 0), purgatory=self._fetches.purgatory)
-        partition.min_insync_replicas = config.min_insync_replicas
+        partition.configure(config, node_id=self._node_id)
         self._hosted.add(partition)
         return partition
 
@@ -302,7 +304,7 @@ class ReplicaManager:
         config = TopicConfig.resolve(self._settings, image.topic_configs(name))
         for partition in self._hosted.of_topic(topic.topic_id):
             partition.log.reconfigure(config)
-            partition.min_insync_replicas = config.min_insync_replicas
+            partition.configure(config, node_id=self._node_id)
             self._isr_settled(partition)
 
     def add_leadership_listener(self, topic: TopicName, on_elected: OnElected, on_resigned: OnResigned) -> None:

@@ -136,8 +136,8 @@ class SessionRound(FetchWait):
         return True
 
     def begun(self) -> None:
-        for place, target, partition, result in zip(self._places, self.targets, self.partitions, self.results, strict=True):
-            self._watch.watch(place, partition)
+        for index, (place, target, partition, result) in enumerate(zip(self._places, self.targets, self.partitions, self.results, strict=True)):
+            self._watch.watch(place, None if index in self.held_back else partition)
             place.is_at_end = self.is_follower and _is_fine(result) and partition is not None and target.fetch_offset >= partition.log.log_end_offset
 
     def take(self, stale: Sequence[SessionPartition[FetchTarget]]) -> None:

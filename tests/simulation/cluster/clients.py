@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 from raftlog.environment import Network
 from raftlog.errors import ErrorCode
+from raftlog.ids import TopicPartition
 from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.batches import Record, decode_records, encode_batch
 from raftlog.protocol.messages import ApiKey, Fields
@@ -25,6 +26,7 @@ VERSION: Final = {
     ApiKey.FIND_COORDINATOR: 4,
     ApiKey.CREATE_TOPICS: 7,
     ApiKey.DELETE_TOPICS: 6,
+    ApiKey.ALTER_PARTITION_REASSIGNMENTS: 1,
     ApiKey.JOIN_GROUP: 3,
     ApiKey.SYNC_GROUP: 3,
     ApiKey.HEARTBEAT: 3,
@@ -151,6 +153,12 @@ class Admin(Client):
             except Gone:
                 pass
             await self.pause()
+
+    async def reassign(self, targets: dict[TopicPartition, tuple[int, ...] | None]) -> list[ErrorCode]:
+        """Ask once for other replicas, None: those before; what is said of each partition. Raises Gone: it may have had its effect."""
+        topics = [{"name": name.topic, "partitions": [{"partition_index": name.partition, "replicas": to}]} for name, to in targets.items()]
+        answer = await self.ask_anyone(ApiKey.ALTER_PARTITION_REASSIGNMENTS, {"topics": topics, "timeout": REQUEST_MS_MAX})
+        return [ErrorCode(answer.error_code or topic.partitions[0].error_code) for topic in answer.responses]
 
 
 class Producer(Client):

@@ -55,11 +55,13 @@ class DiskFault:
 class SimulatedCluster:
     """`nodes` nodes, the first `voters` of them voters; each has a disk that outlives its process."""
 
-    def __init__(self, *, nodes: int, voters: int, seed: int, drifts: tuple[float, ...] = ()) -> None:
+    def __init__(self, *, nodes: int, voters: int, seed: int, drifts: tuple[float, ...] = (), settings: Mapping[str, str] | None = None) -> None:
+        """`settings` go over SIMULATED_SETTINGS."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
         self.loop = loop
         self.seed = seed
+        self._settings = {**SIMULATED_SETTINGS, **(settings or {})}
         self.network = SimulatedNetwork(self.loop, random.Random(seed + 1))
         self.node_ids = list(range(1, nodes + 1))
         self.voters = self.node_ids[:voters]
@@ -286,7 +288,7 @@ class SimulatedCluster:
             "controller.quorum.voters": ",".join(f"{voter}@127.0.0.1:{self._ports[voter][1]}" for voter in self.voters),
             "log.dirs": f"/node-{node_id}",
         }
-        return load(overrides={**SIMULATED_SETTINGS, **own})
+        return load(overrides={**self._settings, **own})
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
