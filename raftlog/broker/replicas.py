@@ -294,6 +294,7 @@ class ReplicaManager:
     def reconfigure(self, settings: Settings) -> None:
         """Other settings from now on: each topic's defaults, and what it does not override, change at once."""
         self._settings = settings
+        self._throttles.reconfigure(settings)
         for name in {partition.name.topic: None for partition in self._hosted}:
             self._reconfigure(name, self.image)
 

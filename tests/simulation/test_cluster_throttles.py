@@ -34,9 +34,11 @@ def _quiet() -> Iterator[None]:
 class _Move:
     """A topic of one replica on node 1 moves to nodes 2 and 1, while another one is replicated from the same leader."""
 
-    def __init__(self, settings: dict[str, str], configs: dict[str, str]) -> None:
+    def __init__(self, settings: dict[str, str], configs: dict[str, str], *, freed_after_s: float | None = None) -> None:
+        """`freed_after_s`: when the brokers' dynamic configs take the bounds away."""
         self._settings = settings
         self._configs = configs
+        self._freed_after_s = freed_after_s
 
     async def run(self) -> float:
         """How long it took, in virtual s."""
@@ -61,8 +63,18 @@ class _Move:
             if not state.reassigning and state.replicas == (2, 1):
                 return loop.time() - began_s
             assert loop.time() - began_s < 60
+            if self._freed_after_s is not None and loop.time() - began_s > self._freed_after_s:
+                await self._free()
             await self._write(MOVED, acks=1, size_bytes=10)  # New data must not make the throttled fetch spin.
             await asyncio.sleep(0.1)
+
+    async def _free(self) -> None:
+        self._freed_after_s = None
+        rates = ("leader.replication.throttled.rate", "follower.replication.throttled.rate")
+        configs = [{"name": name, "config_operation": 0, "value": str(10**9)} for name in rates]
+        resource = {"resource_type": 4, "resource_name": "", "configs": configs}
+        answer = await self.admin.ask_anyone(ApiKey.INCREMENTAL_ALTER_CONFIGS, {"resources": [resource], "validate_only": False})
+        assert not answer.responses[0].error_code, answer
 
     async def _create(self, name: str, replicas: tuple[int, ...], configs: dict[str, str]) -> None:
         topic = {
@@ -112,3 +124,9 @@ def test_without_a_throttle_it_is_quick() -> None:
 )
 def test_a_throttle_keeps_its_rate(settings: dict[str, str], configs: dict[str, str]) -> None:
     assert FASTEST_S < move(settings, configs) < 1.5 * FASTEST_S
+
+
+def test_a_rate_that_changes_has_its_effect_at_once() -> None:
+    settings = {"leader.replication.throttled.rate": "100", "follower.replication.throttled.rate": "100"}
+    configs = {"leader.replication.throttled.replicas": "*", "follower.replication.throttled.replicas": "*"}
+    assert 5 < virtual_time.run(_Move(settings, configs, freed_after_s=5).run()) < 7

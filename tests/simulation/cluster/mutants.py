@@ -266,8 +266,8 @@ def torn_tail_accepted() -> Any:
 
 @_mutant("leaders are elected from outside the ISR")
 def elect_from_outside_the_isr() -> Any:
-    def wrong(partition: Any, isr: Any, acceptable: Any, election: Any) -> tuple[int, bool]:
-        for node_id in (partition.leader, *partition.replicas):
+    def wrong(partition: Any, replicas: Any, isr: Any, acceptable: Any, election: Any) -> tuple[int, bool]:
+        for node_id in (partition.leader, *replicas):
             if node_id != NO_NODE and acceptable(node_id):
                 return node_id, node_id not in isr
         return NO_NODE, False
