@@ -132,7 +132,7 @@ class SimulatedNetwork:
 
     def delay_s(self, source: NodeName, target: NodeName) -> float:
         quality = self.quality_of.get((source, target), self.quality)
-        delay_ms = self.chance.uniform(quality.delay_ms_min, quality.delay_ms_max)
+        delay_ms = quality.delay_ms_min + (quality.delay_ms_max - quality.delay_ms_min) * self.chance.random()
         while quality.loss and self.chance.random() < quality.loss:
             delay_ms += RETRANSMISSION_MS
         return delay_ms / 1000
@@ -236,7 +236,7 @@ class _Transport(asyncio.Transport):
         self._send(bytes(data))
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
-        self.write(b"".join(bytes(part) for part in cast("Iterable[Buffer]", list_of_data)))
+        self.write(b"".join(cast("Iterable[Buffer]", list_of_data)))
 
     def _send(self, data: bytes | None) -> None:
         if data is not None:
@@ -290,12 +290,11 @@ class _Transport(asyncio.Transport):
             self._protocol.data_received(data)
 
     def _feed_buffered(self, data: bytes) -> None:
-        position = 0
-        while position < len(data) and not self._lost:
-            buffer = memoryview(self._protocol.get_buffer(len(data) - position)).cast("B")
-            size = min(len(buffer), len(data) - position)
-            buffer[:size] = data[position : position + size]
-            position += size
+        while data and not self._lost:
+            buffer = self._protocol.get_buffer(len(data))
+            size = min(len(buffer), len(data))
+            piece, data = (data, b"") if size == len(data) else (data[:size], data[size:])
+            buffer[:size] = piece
             self._protocol.buffer_updated(size)
 
     def lose(self, error: Exception | None) -> None:

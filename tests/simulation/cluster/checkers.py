@@ -7,7 +7,6 @@ milliseconds, and `check_end` compares what is left when all is healed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Final
 
 from raftlog.core.metadata.image import MetadataImage, Partition
@@ -31,6 +30,7 @@ class Watch:
         self.problems: list[str] = []
         self._image_at: dict[int, tuple[int, MetadataImage]] = {}  # Metadata offset: first seen where, and what.
         self._latest = MetadataImage()
+        self._partitions: tuple[MetadataImage, list[tuple[TopicPartition, Partition]]] = (self._latest, [])  # Of that image.
         self._marks: dict[tuple[int, TopicPartition], tuple[Node, object, int]] = {}
         self._small: dict[TopicPartition, tuple[int, int]] = {}
         self._controllers: dict[int, int] = {}
@@ -125,11 +125,14 @@ class Watch:
                 self._complain("high watermark beyond the log", f"of {name} on node {node_id}: {mark}, the log ends at {log.log_end_offset}")
             self._marks[node_id, name] = (node, log.topic_id, mark)
 
-    def _led(self) -> Iterator[tuple[TopicPartition, Partition]]:
-        for topic in self._latest.topics.values():
-            for number, partition in topic.partitions.items():
-                if partition.leader in self._cluster.nodes:
-                    yield TopicPartition(topic.name, number), partition
+    def _led(self) -> list[tuple[TopicPartition, Partition]]:
+        """The partitions of the newest image whose leaders run."""
+        image, partitions = self._partitions
+        if image is not self._latest:
+            topics = self._latest.topics.values()
+            partitions = [(TopicPartition(topic.name, number), partition) for topic in topics for number, partition in topic.partitions.items()]
+            self._partitions = self._latest, partitions
+        return [(name, partition) for name, partition in partitions if partition.leader in self._cluster.nodes]
 
     def _mark_of_leader(self, name: TopicPartition, partition: Partition) -> int | None:
         """Where the leader knows that it leads in the newest epoch."""

@@ -15,6 +15,7 @@ from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.batches import Record, decode_records, encode_batch
 from raftlog.protocol.messages import ApiKey, Fields
 from tests.simulation.cluster.history import Recorder
+from tests.simulation.cluster.schedule import Tempo
 
 VERSION: Final = {
     ApiKey.PRODUCE: 9,
@@ -66,12 +67,20 @@ class Client:
     """Connections and what is known of the cluster; subclasses do the work. `process` names it in the history."""
 
     def __init__(
-        self, process: str, network: Network, bootstrap: Callable[[], Sequence[int]], recorder: Recorder, chance: random.Random, oracle: Oracle
+        self,
+        process: str,
+        network: Network,
+        bootstrap: Callable[[], Sequence[int]],
+        recorder: Recorder,
+        chance: random.Random,
+        oracle: Oracle,
+        tempo: Tempo,
     ) -> None:
         self.process = process
         self.oracle = oracle
         self.recorder = recorder
         self.chance = chance
+        self.tempo = tempo
         self._network = network
         self._bootstrap = bootstrap
         self._connections: dict[int, PeerConnection] = {}
@@ -80,7 +89,9 @@ class Client:
         self.coordinators: dict[str, int] = {}  # Ports, by group.
 
     async def pause(self, ms_max: int = PAUSE_MS_MAX) -> None:
-        await asyncio.sleep(self.chance.uniform(1, ms_max) / 1000)
+        """Between requests: up to so many ms where the tempo is high, longer where it is low."""
+        calm_s = self.tempo.calm_s(asyncio.get_running_loop().time())
+        await asyncio.sleep(calm_s * self.chance.uniform(0.5, 1) + self.chance.uniform(1, ms_max) / 1000)
 
     async def connection(self, port: int) -> PeerConnection:
         """Raises PeerUnreachable."""

@@ -193,6 +193,10 @@ class SimulatedCluster:
         while not all(map(self.is_ready, self.running)):  # noqa: ASYNC110 - nodes come and go; there is no one event to wait for
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def wait_until_whole(self) -> None:
+        while not self.is_whole():  # noqa: ASYNC110 - many things make it whole, in no particular order
+            await asyncio.sleep(LOOK_EVERY_S)
+
     async def kill(self, node_id: int, *, power_loss: bool = False, forgets_metadata: bool = False) -> None:
         """kill -9; with `power_loss` the disk also forgets what was not synced, and peers are not told."""
         if node_id in self._starting:

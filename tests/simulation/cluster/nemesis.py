@@ -166,8 +166,7 @@ class Nemesis:
             await asyncio.sleep(fault.for_s)
             self._start(fault.nodes)
             async with asyncio.timeout(WHOLE_WAIT_S_MAX):
-                while not self._cluster.is_whole():  # noqa: ASYNC110 - many things make it whole, in no particular order
-                    await asyncio.sleep(LOOK_EVERY_S)
+                await self._cluster.wait_until_whole()
         except TimeoutError:
             self._cluster.failures.append(f"not whole: {WHOLE_WAIT_S_MAX} s after a loss of power of node {fault.nodes[0]}")
         finally:

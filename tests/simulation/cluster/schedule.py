@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,9 @@ STORM_SHARE: Final = 0.7  # Of the seeds: several faults overlap.
 OPERATIONS_UNTIL_CRASH_MAX: Final = 60
 JUMP_MS_MAX: Final = 3_600_000
 DRIFT_MAX: Final = 0.02
+HURRY_BEFORE_S: Final = 0.3  # Before and after a fault begins or ends.
+HURRY_AFTER_S: Final = 1.2
+CALM_S_MAX: Final = 1.0
 SHAPES: Final = ((3, 3), (3, 3), (3, 3), (4, 3), (5, 5))  # (nodes, voters among them)
 
 
@@ -43,6 +47,29 @@ class Plan:
     until_s: float
     drifts: tuple[float, ...]
     faults: tuple[Fault, ...]
+
+
+class Tempo:
+    """When clients hurry: around the beginning and the end of each fault, where what is under way then decides.
+
+    In between they are slow, since what costs nothing there is more faults in the same time. Times are the loop's, in seconds.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._edges = sorted(edge_s for fault in faults for edge_s in (fault.at_s, fault.at_s + fault.for_s))
+        self._begin_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """The times of the faults count from now."""
+        self._begin_s = now_s
+
+    def calm_s(self, now_s: float) -> float:
+        """How long clients may be slow from now on; 0 while they are to hurry."""
+        at_s = now_s - self._begin_s
+        index = bisect(self._edges, at_s - HURRY_AFTER_S)
+        if index == len(self._edges):
+            return CALM_S_MAX
+        return min(max(0.0, self._edges[index] - HURRY_BEFORE_S - at_s), CALM_S_MAX)
 
 
 Draw = Callable[[random.Random, list[int]], tuple[tuple[int, ...], float]]

@@ -20,7 +20,7 @@ from tests.simulation.cluster.harness import SimulatedCluster
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.nemesis import Nemesis
 from tests.simulation.cluster.probes import AlterPartitionProbe
-from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, plan
+from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, Tempo, plan
 from tests.simulation.cluster.topics import TOPIC as CHURN
 from tests.simulation.cluster.topics import TopicChurn
 
@@ -58,6 +58,7 @@ def live(life: Plan) -> Outcome:
 class _Life:
     def __init__(self, life: Plan) -> None:
         self._plan = life
+        self._tempo = Tempo(life.faults)
         self._client_count = 0
 
     async def run(self) -> Outcome:
@@ -88,14 +89,15 @@ class _Life:
         await cluster.wait_until_ready()
         await Admin(*self._client("admin")).create_topic(TOPIC, partitions=PARTITIONS, replicas=3, configs={"min.insync.replicas": "2"})
         until_s = loop.time() + self._plan.until_s
+        self._tempo.begin(loop.time())
         churn = TopicChurn(*self._client("churn"))
         watching = loop.create_task(watch.run())
         await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), *self._workload(until_s))
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
         async with asyncio.timeout(RECOVERY_S_MAX):
-            await cluster.wait_until_ready()
+            await cluster.wait_until_whole()
+            await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
             await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end())
-            await watch.wait_for_metadata()
         watching.cancel()
         if bool(churn.name) != (CHURN in cluster.newest.topics):
             watch.problems.append(f"topic lost: {CHURN} should {'' if churn.name else 'not '}exist")
@@ -119,11 +121,11 @@ class _Life:
         )
         return work + [member.run(until_s=until_s) for member in (*members, *others)]
 
-    def _client(self, kind: str) -> tuple[str, Any, Any, Recorder, random.Random, _Oracle]:
+    def _client(self, kind: str) -> tuple[str, Any, Any, Recorder, random.Random, _Oracle, Tempo]:
         self._client_count += 1
         name = f"{kind}{self._client_count}"
         chance = random.Random(f"{self._plan.seed} {name}")
-        return name, self._cluster.network.view(name), self._cluster.bootstrap_ports, self._recorder, chance, _Oracle(self._cluster)
+        return name, self._cluster.network.view(name), self._cluster.bootstrap_ports, self._recorder, chance, _Oracle(self._cluster), self._tempo
 
 
 class _Oracle:
