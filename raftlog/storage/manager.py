@@ -42,7 +42,7 @@ class LogManager:
         self._default_config = TopicConfig.resolve(settings, {})
         self._logs: dict[TopicPartition, Log] = {}
         self._high_watermarks: dict[TopicPartition, Offset] = {}
-        self._written: dict[str, bytes] = {}  # The checkpoints as they are on disk.
+        self._written: dict[str, dict[TopicPartition, Offset]] = {}  # The checkpoints as they are on disk.
         self._to_flush: set[TopicPartition] = set()
         self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +137,9 @@ class LogManager:
         path = self._path(name)
         if not self._files.exists(path):
             return {}
-        return checkpoints.read(self._files, path, checkpoints.parse_offsets)
+        offsets = checkpoints.read(self._files, path, checkpoints.parse_offsets)
+        self._written[name] = dict(offsets)
+        return offsets
 
     def _find_directories(self) -> list[TopicPartition]:
         found = []
@@ -172,6 +174,7 @@ class LogManager:
                 if log.topic_id != topic_id:
                     log.adopt(topic_id)
                 return log
+            self._forget_earlier(topic_partition)
             log = Log.create(
                 self._files,
                 self._path(str(topic_partition)),
@@ -204,6 +207,18 @@ class LogManager:
         renamed = self._take_out(topic_partition, STRAY_SUFFIX)
         if renamed is not None:
             logger.warning("%s is not assigned to this broker: its log is set aside as %s", topic_partition, renamed)
+
+    def _forget_earlier(self, topic_partition: TopicPartition) -> None:
+        """What the checkpoints say of a deleted log must not be taken for a new one's of the same name after a crash.
+
+        Seldom, so it may wait for the disk: only where the topic comes back before the checkpoints were written anew. All
+        that is gone is left out at once. Synced, since a torn checkpoint keeps the node from starting after a loss of power.
+        """
+        for name, offsets in self._written.items():
+            if topic_partition in offsets:
+                kept = {known: offset for known, offset in offsets.items() if known in self._logs}
+                self._files.replace(self._path(name), checkpoints.format_offsets(kept))
+                self._written[name] = kept
 
     def _take_out(self, topic_partition: TopicPartition, ending: str) -> str | None:
         """Rename the directory of a log and forget the log; the new path, None where there is no such log."""
@@ -293,11 +308,15 @@ class LogManager:
         await self._write(checkpoints.HIGH_WATERMARKS, self._high_watermarks)
 
     async def _write(self, name: str, offsets: Mapping[TopicPartition, Offset]) -> None:
-        content = checkpoints.format_offsets(offsets)
-        if self._written.get(name) == content:
+        if self._written.get(name) == offsets:
             return
-        await self._files.replace_later(self._path(name), content)
-        self._written[name] = content
+        content = checkpoints.format_offsets(offsets)
+        self._written[name] = dict(offsets)  # Before it is: a log that is created meanwhile must find its name there.
+        try:
+            await self._files.replace_later(self._path(name), content)
+        except BaseException:
+            del self._written[name]
+            raise
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

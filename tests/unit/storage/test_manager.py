@@ -15,7 +15,7 @@ from storage_helpers import NAME, T0, TOPIC_ID, ManualClock, batch, config_of, e
 
 from raftlog.environment import Environment, Network
 from raftlog.errors import StorageError
-from raftlog.ids import TopicPartition
+from raftlog.ids import TopicId, TopicPartition
 from raftlog.storage import checkpoints
 from raftlog.storage.checkpoints import MetaProperties
 from raftlog.storage.files import OsFiles
@@ -59,6 +59,31 @@ def open_fails(directory: Path, *, cluster_id: str = CLUSTER, node_id: int = 1) 
     line = run(attempt())
     assert "\n" not in line
     return line
+
+
+def test_a_topic_that_comes_back_under_its_name_does_not_inherit_checkpoints(tmp_path: Path) -> None:
+    """Else a restarted replica takes the old topic's high watermark for its own, and its recovery point for checked bytes."""
+
+    async def first() -> None:
+        manager = manager_in(tmp_path)
+        await manager.open(CLUSTER, 1)
+        await fill(manager)
+        await manager.checkpoint_high_watermarks({NAME: 17})
+        await manager.logs[NAME].flush()
+        recovery_points = tmp_path / checkpoints.RECOVERY_POINTS
+        await eventually(lambda: recovery_points.exists() and b" 30" in recovery_points.read_bytes())
+        manager.delete(NAME)
+        manager.create(NAME, TopicId(int=9), CONFIG)
+        manager.abandon()
+
+    async def second() -> None:
+        async with opened(tmp_path) as manager:
+            assert NAME in manager.logs
+            assert manager.high_watermarks == {}
+            assert manager.logs[NAME].recovery_point == 0
+
+    run(first())
+    run(second())
 
 
 def test_everything_is_found_again(tmp_path: Path) -> None:
