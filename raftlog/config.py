@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ class Settings:
     socket_request_max_bytes: int = setting(104857600, doc="Largest request that is accepted, in bytes.", minimum=1024)
     socket_send_buffer_bytes: int = setting(102400, doc="SO_SNDBUF of a connection; -1 for the system's.", minimum=-1)
     socket_receive_buffer_bytes: int = setting(102400, doc="SO_RCVBUF of a connection; -1 for the system's.", minimum=-1)
-    max_connections: int = setting(2147483647, mode=CLUSTER_WIDE, doc="Most connections to this broker at once.", minimum=1)
+    max_connections: int = setting(2147483647, mode=CLUSTER_WIDE, doc="Most connections to a listener at once.", minimum=1)
+    max_connections_per_ip: int = setting(2147483647, mode=CLUSTER_WIDE, doc="Most connections from one address to a listener at once.", minimum=0)
     connections_max_idle_ms: int = setting(600000, type=LONG, doc="A connection without a request for so long is closed.", minimum=1000)
 
     # Quorum
@@ -137,10 +139,23 @@ class Settings:
     log_dirs: tuple[str, ...] = setting(("raftlog-data",), doc="Directory of this node's logs.")
     metadata_log_dir: str | None = setting(None, doc="Directory of the metadata log; the first of log.dirs when unset.")
     log_segment_bytes: int = setting(1073741824, mode=CLUSTER_WIDE, doc="A segment is rolled at this size.", minimum=1024)
-    log_roll_ms: int = setting(604800000, mode=CLUSTER_WIDE, type=LONG, doc="A segment is rolled at this age of its first record.", minimum=1)
-    log_retention_ms: int = setting(
-        604800000, mode=CLUSTER_WIDE, type=LONG, doc="Segments whose newest record is older are deleted; -1: never.", minimum=-1
+    log_roll_ms: int | None = setting(
+        None, mode=CLUSTER_WIDE, type=LONG, doc="A segment is rolled at this age of its first record; log.roll.hours when unset.", minimum=1
     )
+    log_roll_hours: int = setting(168, doc="A segment is rolled at this age of its first record, where log.roll.ms is unset.", minimum=1)
+    log_roll_jitter_ms: int | None = setting(
+        None, mode=CLUSTER_WIDE, type=LONG, doc="Up to so much earlier is a segment rolled; log.roll.jitter.hours when unset.", minimum=0
+    )
+    log_roll_jitter_hours: int = setting(0, doc="Up to so much earlier is a segment rolled, where log.roll.jitter.ms is unset.", minimum=0)
+    log_retention_ms: int | None = setting(
+        None,
+        mode=CLUSTER_WIDE,
+        type=LONG,
+        doc="Segments whose newest record is older are deleted; -1: never. log.retention.minutes when unset.",
+        minimum=-1,
+    )
+    log_retention_minutes: int | None = setting(None, doc="As log.retention.ms, where that is unset; log.retention.hours when unset.", minimum=-1)
+    log_retention_hours: int = setting(168, doc="As log.retention.ms, where neither that nor log.retention.minutes is set.", minimum=-1)
     log_retention_bytes: int = setting(
         -1, mode=CLUSTER_WIDE, type=LONG, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1
     )
@@ -172,6 +187,12 @@ class Settings:
     compression_zstd_level: int = setting(3, mode=CLUSTER_WIDE, doc="The level of compression.type zstd.", minimum=-131072, maximum=22)
     log_flush_interval_messages: int = setting(
         9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="Records after which a partition is fsynced.", minimum=1
+    )
+    log_flush_interval_ms: int | None = setting(
+        None, mode=CLUSTER_WIDE, type=LONG, doc="Longest that records wait to be fsynced; log.flush.scheduler.interval.ms when unset.", minimum=0
+    )
+    log_flush_scheduler_interval_ms: int = setting(
+        9223372036854775807, type=LONG, doc="Longest that records wait to be fsynced, where log.flush.interval.ms is unset.", minimum=1
     )
     log_flush_offset_checkpoint_interval_ms: int = setting(60000, doc="Pause between writes of the recovery-point checkpoint.", minimum=10)
     message_max_bytes: int = setting(1048588, mode=CLUSTER_WIDE, doc="Largest batch that is accepted, in bytes.", minimum=0)
@@ -302,22 +323,36 @@ def load(
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    """The `name=value` lines of a .properties file; `#` and `!` begin comments, `\\` at the end of a line continues it."""
+    r"""The settings of a .properties file, in Java's syntax; of a name that comes twice the last. Raises ConfigError.
+
+    `name=value`, `name: value` or `name value`; `#` and `!` begin comments, `\` at the end of a line continues it, and
+    elsewhere takes the next character as it is (`\t`, `\n`, `\r`, `\f` and `\uXXXX` as in Java).
+    """
     pairs: dict[str, str] = {}
     pending = ""
     for number, raw in enumerate(text.splitlines(), 1):
-        line = pending + raw.strip()
-        pending = ""
-        if not line or line[0] in "#!":
+        line = pending + raw.strip(" \t\f")
+        if not pending and (not line or line[0] in "#!"):
             continue
-        if line.endswith("\\"):
+        pending = ""
+        if _CONTINUED.search(line):
             pending = line[:-1]
             continue
-        name, separator, value = line.partition("=")
-        if not separator:
+        pair = _PAIR.fullmatch(line)
+        if pair is None:
             raise ConfigError(f"line {number} is not name=value: {line!r}")
-        pairs[name.strip()] = value.strip()
+        pairs[_unescaped(pair[1])] = _unescaped(pair[2]).strip()
     return pairs
+
+
+_CONTINUED: Final = re.compile(r"(?<!\\)(?:\\\\)*\\$")  # An odd number of backslashes at the end.
+_PAIR: Final = re.compile(r"((?:\\.|[^\\=:\s])+)(?:\s*[=:]\s*|\s+)(.*)")
+_ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
+_CONTROLS: Final = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1][1:], 16)) if len(found[1]) > 1 else _CONTROLS.get(found[1], found[1]), text)
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:

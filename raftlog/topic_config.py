@@ -62,8 +62,18 @@ class TopicConfig:
     """The effective configuration of one topic: its overrides over the broker's settings."""
 
     segment_bytes: int = of("log.segment.bytes", doc="A segment is rolled at this size.")
-    segment_ms: int = of("log.roll.ms", doc="A segment is rolled at this age of its first record.")
-    retention_ms: int = of("log.retention.ms", doc="Segments whose newest record is older are deleted; -1: never.")
+    segment_ms: int = of("log.roll.ms", Synonym("log.roll.hours", MS_PER_HOUR), doc="A segment is rolled at this age of its first record.")
+    segment_jitter_ms: int = of(
+        "log.roll.jitter.ms",
+        Synonym("log.roll.jitter.hours", MS_PER_HOUR),
+        doc="Up to so much earlier is a segment rolled, so that not all are at once.",
+    )
+    retention_ms: int = of(
+        "log.retention.ms",
+        Synonym("log.retention.minutes", MS_PER_MINUTE),
+        Synonym("log.retention.hours", MS_PER_HOUR),
+        doc="Segments whose newest record is older are deleted; -1: never.",
+    )
     retention_bytes: int = of("log.retention.bytes", doc="Oldest segments beyond this size are deleted; -1: never.")
     cleanup_policy: tuple[str, ...] = of("log.cleanup.policy", doc="What becomes of old segments: they are deleted.")
     index_interval_bytes: int = of("log.index.interval.bytes", doc="Bytes of log between two index entries.")
@@ -81,6 +91,7 @@ class TopicConfig:
     compression_zstd_level: int = of("compression.zstd.level", doc="The level of compression.type zstd.")
     max_message_bytes: int = of("message.max.bytes", doc="Largest batch that is accepted, in bytes.")
     flush_messages: int = of("log.flush.interval.messages", doc="Records after which a partition is fsynced.")
+    flush_ms: int = of("log.flush.interval.ms", Synonym("log.flush.scheduler.interval.ms"), doc="Longest that records wait to be fsynced.")
     min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")
     unclean_leader_election_enable: bool = of("unclean.leader.election.enable", doc="Let a replica outside the ISR lead; loses data.")
     leader_replication_throttled_replicas: tuple[str, ...] = own(
@@ -128,7 +139,7 @@ class TopicKey(ConfigKey):
         for setting, factor in self.synonyms:
             value = getattr(settings, SETTING_KEYS[setting].field)
             if value is not None:
-                return value if factor == 1 else value * factor
+                return value if factor == 1 or value < 0 else value * factor  # -1 is without end in any unit.
         return self.default
 
 

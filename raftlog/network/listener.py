@@ -32,6 +32,7 @@ class Listener:
         self._settings = settings
         self._socket: ListeningSocket | None = None
         self._connections: dict[ServerConnection, None] = {}  # In order, so that a simulation repeats exactly.
+        self._per_address: dict[str, int] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
         self._all_closed: asyncio.Event | None = None
         self._is_full = False
@@ -88,17 +89,30 @@ class Listener:
 
     def _opened(self, connection: ServerConnection) -> None:
         self._connections[connection] = None
+        address = connection.peer.rpartition(":")[0]
+        of_address = self._per_address[address] = self._per_address.get(address, 0) + 1
         if len(self._connections) > self._settings.max_connections:
-            if not self._is_full:
-                _log.warning("listener %s has max.connections=%d: refusing %s", self._name, self._settings.max_connections, connection.peer)
-            self._is_full = True
-            connection.close()
+            self._refuse(connection, f"max.connections={self._settings.max_connections}")
+            return
+        if of_address > self._settings.max_connections_per_ip:
+            self._refuse(connection, f"max.connections.per.ip={self._settings.max_connections_per_ip}")
             return
         self._is_full = False
         connection.set_buffer_sizes(send_bytes=self._settings.socket_send_buffer_bytes, receive_bytes=self._settings.socket_receive_buffer_bytes)
 
+    def _refuse(self, connection: ServerConnection, limit: str) -> None:
+        if not self._is_full:
+            _log.warning("listener %s has %s: refusing %s", self._name, limit, connection.peer)
+        self._is_full = True
+        connection.close()
+
     def _lost(self, connection: ServerConnection) -> None:
-        self._connections.pop(connection, None)
+        if connection in self._connections:
+            del self._connections[connection]
+            address = connection.peer.rpartition(":")[0]
+            self._per_address[address] -= 1
+            if not self._per_address[address]:
+                del self._per_address[address]
         if self._all_closed is not None and not self._connections:
             self._all_closed.set()
 

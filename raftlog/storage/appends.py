@@ -8,6 +8,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from raftlog.core.log.epochs import EpochCache
 from raftlog.core.log.intake import Intake, MustOpen
@@ -93,6 +94,7 @@ class LogAppends(LogReads):
         self._are_epochs_written = True
         self._are_names_synced = True  # Of the segments' files, in the directory.
         self._synced_offset = self.log_end_offset  # All that was appended since opening and is below is on disk.
+        self.flushed_ms = clock.monotonic_ms()  # When all was brought to disk last.
         self._flushing = asyncio.Lock()
         self._failure: str | None = None  # Why nothing can be appended any more: the disk, or it is closed.
         self._failed = False
@@ -102,6 +104,10 @@ class LogAppends(LogReads):
     def failed(self) -> bool:
         """The disk refused what can't be undone: no more appends until the log is opened again."""
         return self._failed
+
+    def is_flush_due(self, now_ms: int) -> bool:
+        """Whether records have waited for `flush.ms` to be brought to disk; `now_ms` is monotonic."""
+        return self._synced_offset < self.log_end_offset and now_ms - self.flushed_ms >= self.config.flush_ms
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
@@ -252,7 +258,14 @@ class LogAppends(LogReads):
         if first_ms is None or first_ms < 0:
             first_ms = segment.roll_timestamp_ms()
         age_ms = now_ms - segment.created_ms if first_ms is None else max_timestamp_ms - first_ms
-        return age_ms > config.segment_ms
+        return age_ms > config.segment_ms - self._jitter_ms(segment)
+
+    def _jitter_ms(self, segment: Segment) -> int:
+        """How much earlier than segment.ms this segment is rolled: other partitions and segments have other values."""
+        config = self.config
+        if not config.segment_jitter_ms:
+            return 0
+        return crc32(f"{self.topic_partition}:{segment.base_offset}".encode()) % min(config.segment_jitter_ms, config.segment_ms)
 
     def roll(self, base_offset: Offset | None = None) -> None:
         """Begin a new segment at the log's end (or a later `base_offset`), unless the active one is empty and begins there.
@@ -315,6 +328,7 @@ class LogAppends(LogReads):
             self._fail(error)
             raise KafkaStorageError(str(error)) from error
         self._synced_offset = self.log_end_offset
+        self.flushed_ms = self._clock.monotonic_ms()
 
     def _sync_names(self) -> None:
         """Make the files' names, and the log's identity, outlive a power loss; blocking, after a roll or a creation only."""

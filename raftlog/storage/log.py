@@ -283,6 +283,7 @@ class Log(LogAppends):
             if cuts == self._cuts:
                 self.recovery_point = max(self.recovery_point, end_offset)
                 self._synced_offset = max(self._synced_offset, end_offset)
+                self.flushed_ms = self._clock.monotonic_ms()
 
     async def _flush_files(self) -> None:
         """Records, indexes, then the epochs that begin in them and the names of new files: the recovery point vouches for all."""

@@ -21,6 +21,8 @@ from raftlog.topic_config import TopicConfig
 
 logger = logging.getLogger(__name__)
 
+FLUSH_LOOK_MS: Final = 1000  # Between two looks for records that waited for `flush.ms`; less where a topic's is less.
+FLUSH_LOOK_MS_MIN: Final = 10
 LOGS_AT_ONCE_MAX: Final = 8  # Opened or closed concurrently; more would only wait for the same disk.
 DELETED_SUFFIX: Final = "-delete"
 STRAY_SUFFIX: Final = "-stray"
@@ -80,6 +82,7 @@ class LogManager:
             self.abandon()
             raise
         self._spawn(self._maintain())
+        self._spawn(self._flush_regularly())
 
     def _identify(self, cluster_id: str, node_id: NodeId) -> None:
         path = self._path(checkpoints.META_PROPERTIES)
@@ -277,12 +280,25 @@ class LogManager:
     async def _flush_rolled(self) -> None:
         while self._to_flush:
             log = self._logs.get(self._to_flush.pop())
-            if log is None:
-                continue
-            try:
-                await log.flush()
-            except KafkaStorageError as error:
-                logger.error("%s is not flushed: %s", log.directory, error)
+            if log is not None:
+                await self._flush(log)
+
+    async def _flush(self, log: Log) -> None:
+        try:
+            await log.flush()
+        except KafkaStorageError as error:
+            logger.error("%s is not flushed: %s", log.directory, error)
+
+    async def _flush_regularly(self) -> None:
+        """Bring records to disk that have waited for their topic's `flush.ms`."""
+        pause_ms = FLUSH_LOOK_MS
+        while True:
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = FLUSH_LOOK_MS
+            for log in list(self._logs.values()):
+                pause_ms = min(pause_ms, max(log.config.flush_ms, FLUSH_LOOK_MS_MIN))
+                if log.is_flush_due(self._environment.clock.monotonic_ms()):
+                    await self._flush(log)
 
     def _expire_producers(self) -> None:
         now_ms = self._environment.clock.monotonic_ms()

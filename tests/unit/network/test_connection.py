@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -458,9 +459,10 @@ def test_idle_connections_are_closed_and_busy_ones_are_not(run: Any) -> None:
     run(main())
 
 
-def test_connections_above_the_limit_are_refused_with_one_line(run: Any, caplog: Any) -> None:
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_ip"])
+def test_connections_above_the_limit_are_refused_with_one_line(run: Any, caplog: Any, limit: str) -> None:
     async def main() -> None:
-        async with serving(lambda context, body: answer(context), max_connections=1) as server:
+        async with serving(lambda context, body: answer(context), **{limit: 1}) as server:
             reader, writer = await server.connect()
             writer.write(request(1))
             await read_response(reader)
@@ -470,10 +472,15 @@ def test_connections_above_the_limit_are_refused_with_one_line(run: Any, caplog:
                 refused_writer.close()
             writer.write(request(2))
             assert await read_response(reader) == (2, b"")
+            server.listener.reconfigure(dataclasses.replace(server.listener._settings, **{limit: 2}))
+            other_reader, other_writer = await server.connect()
+            other_writer.write(request(3))
+            assert await read_response(other_reader) == (3, b"")
             writer.close()
+            other_writer.close()
 
     run(main())
-    assert [record.getMessage() for record in caplog.records if "max.connections=1" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if f"{limit.replace('_', '.')}=1" in record.getMessage()]
     assert len(caplog.records) == 1
 
 

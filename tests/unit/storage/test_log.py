@@ -295,6 +295,33 @@ def test_rolls_by_size_time_and_full_index() -> None:
     assert by_index.segment_count > 2
 
 
+def test_jitter_rolls_earlier_and_not_all_at_once() -> None:
+    rolled_after = set()
+    for base_offset in range(20):
+        log = new_log(MemoryFiles(), segment_ms=1000, segment_jitter_ms=500)
+        log.truncate_fully_and_start_at(base_offset)
+        step = 0
+        while log.segment_count == 1:
+            append(log, batch(timestamp_ms=T0 + step))
+            step += 25
+        rolled_after.add(step)
+    assert min(rolled_after) >= 500 and max(rolled_after) <= 1050 and len(rolled_after) > 5
+
+
+def test_a_flush_is_due_when_records_have_waited() -> None:
+    clock = ManualClock()
+    log = new_log(MemoryFiles(), clock=clock, flush_ms=100)
+    clock.now_ms += 200
+    assert not log.is_flush_due(clock.monotonic_ms())  # Nothing waits.
+    append(log, batch())
+    assert log.is_flush_due(clock.monotonic_ms())
+    run(log.flush())
+    append(log, batch())
+    assert not log.is_flush_due(clock.monotonic_ms())
+    clock.now_ms += 100
+    assert log.is_flush_due(clock.monotonic_ms())
+
+
 def test_an_offset_too_far_for_the_index_rolls() -> None:
     log = new_log(MemoryFiles())
     log.append_as_follower(batch(base_offset=0, leader_epoch=0))

@@ -17,6 +17,7 @@ from raftlog.environment import Environment, Network
 from raftlog.errors import StorageError
 from raftlog.ids import TopicId, TopicPartition
 from raftlog.storage import checkpoints
+from raftlog.storage import manager as storage_manager
 from raftlog.storage.checkpoints import MetaProperties
 from raftlog.storage.files import OsFiles
 from raftlog.storage.manager import LogManager
@@ -135,6 +136,21 @@ def test_rolled_segments_are_flushed_in_the_background(tmp_path: Path) -> None:
             await eventually(lambda: manager.logs[NAME].recovery_point == 30 and (tmp_path / checkpoints.RECOVERY_POINTS).exists())
 
     run(scenario())
+
+
+def test_records_that_waited_for_flush_ms_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_manager, "FLUSH_LOOK_MS", 10)
+
+    async def main() -> None:
+        async with opened(tmp_path) as manager:
+            log = manager.create(NAME, TOPIC_ID, config_of(flush_ms=0))
+            patient = manager.create(TopicPartition("patient", 0), TOPIC_ID, CONFIG)
+            for each in (log, patient):
+                each.append_as_leader(batch(b"x"), leader_epoch=1, now_ms=T0)
+            await eventually(lambda: log.recovery_point == 1)
+            assert patient.recovery_point == 0
+
+    run(main())
 
 
 def test_meta_properties(tmp_path: Path) -> None:
