@@ -173,7 +173,7 @@ def test_describe_apis(tmp_path: Path) -> None:
             assert [(config.name, config.value, config.config_source, config.config_type) for config in topic.configs] == [
                 ("retention.ms", "604800000", 5, 5)
             ]
-            assert topic.configs[0].synonyms[0].name == "log.retention.ms"
+            assert topic.configs[0].synonyms[0].name == "log.retention.hours"
             of_broker = {config.name: (config.value, config.config_source) for config in broker.configs}
             assert of_broker["offsets.topic.replication.factor"] == ("1", 4)
             assert of_broker["num.partitions"] == ("1", 5)
