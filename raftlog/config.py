@@ -23,6 +23,9 @@ from raftlog.ids import NodeId
 
 ENVIRONMENT_PREFIX: Final = "RAFTLOG_"
 PLAINTEXT: Final = "PLAINTEXT"
+# The values of `replica.selector.class` are those that Kafka's users set.
+RACK_AWARE_SELECTOR: Final = "org.apache.kafka.common.replica.RackAwareReplicaSelector"
+LEADER_SELECTOR: Final = "org.apache.kafka.common.replica.LeaderSelector"
 
 
 class Endpoint(NamedTuple):
@@ -204,6 +207,12 @@ class Settings:
     replica_lag_time_max_ms: int = setting(30000, type=LONG, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
     fetch_max_bytes: int = setting(57671680, doc="Most bytes of records in one response to a consumer's fetch.", minimum=1024)
     max_incremental_fetch_session_cache_slots: int = setting(1000, doc="Fetch sessions remembered at a time.", minimum=0)
+    replica_selector_class: str | None = setting(
+        None,
+        type=ConfigType.CLASS,
+        doc="Which replica consumers are sent to: the leader (also when unset), or one in their own rack.",
+        one_of=(RACK_AWARE_SELECTOR, LEADER_SELECTOR),
+    )
     replica_fetch_max_bytes: int = setting(1048576, doc="Bytes a follower asks for per partition.", minimum=1)
     replica_fetch_response_max_bytes: int = setting(10485760, doc="Bytes a follower asks for per request.", minimum=1)
     replica_fetch_wait_max_ms: int = setting(500, doc="Longest a follower's fetch waits at the leader.", minimum=1)

@@ -15,6 +15,9 @@ from raftlog.broker.isr import IsrChanges
 from raftlog.broker.partition import Partition
 from raftlog.broker.purgatory import FetchPurgatory, FetchWait, Waiter
 from raftlog.broker.reads import Fetched, FetchLimits, FetchTarget
+from raftlog.config import RACK_AWARE_SELECTOR
+from raftlog.core.replication.leader import LeaderState
+from raftlog.core.replication.readers import nearest_replica
 from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Clock
 from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError
@@ -35,9 +38,12 @@ class FetchService:
         isr_changes: IsrChanges,
         throttle: Throttle,
         on_storage_error: Callable[[Exception], object],
+        *,
+        selector: str | None = None,
     ) -> None:
-        """`throttle` bounds what followers that are not in sync get of throttled partitions."""
+        """`throttle` bounds what followers that are not in sync get of throttled partitions; `selector` is replica.selector.class."""
         self._hosted = hosted
+        self._sends_away = selector == RACK_AWARE_SELECTOR
         self._clock = clock
         self._isr_changes = isr_changes
         self._throttle = throttle
@@ -97,7 +103,7 @@ class FetchService:
                 assert partition is not None
                 cold.append(index)
                 result = partition.fetched(b"")
-            elif result.error_code is not OK or result.diverging is not None:
+            elif result.error_code is not OK or result.diverging is not None or result.preferred_read_replica != NO_NODE:
                 must_answer = True
             elif not len(result.records) and partition is not None and self._is_held_back(partition, limits, target):
                 wait.held_back.add(index)
@@ -109,11 +115,16 @@ class FetchService:
 
     def _begin(self, partition: Partition, limits: FetchLimits, target: FetchTarget, now_ms: int, size_bytes: int) -> Fetched | None:
         """First look at one partition: check, record the follower's progress, read. None: the data is cold."""
-        leading = partition.require_leader(target.leader_epoch)
+        leading = self._require(partition, limits, target)
+        if self._sends_away and leading is not None and limits.rack:
+            elsewhere = self._elsewhere(partition, leading, limits, target)
+            if elsewhere is not None:
+                return elsewhere
         diverging = partition.check_fetch(target)
         if diverging is not None:
             return partition.fetched(b"", diverging)
         if limits.is_follower:
+            assert leading is not None
             image = self._hosted.image
             if leading.record_fetch(
                 limits.replica_id,
@@ -130,6 +141,26 @@ class FetchService:
             if len(partition.delete_waits):
                 partition.low_watermark_moved(image.brokers)
         return self._read(partition, limits, target, size_bytes)
+
+    @staticmethod
+    def _require(partition: Partition, limits: FetchLimits, target: FetchTarget) -> LeaderState | None:
+        """The leader's state, None where a consumer reads from a follower. Raises as Partition.require_leader."""
+        if limits.rack is None:
+            return partition.require_leader(target.leader_epoch)
+        return partition.require_reader(target.leader_epoch)
+
+    def _elsewhere(self, partition: Partition, leading: LeaderState, limits: FetchLimits, target: FetchTarget) -> Fetched | None:
+        """The answer that sends a consumer to the replica in its rack; None: it is served here."""
+        assert limits.rack is not None
+        nearest = nearest_replica(
+            leading,
+            fetch_offset=target.fetch_offset,
+            client_rack=limits.rack,
+            listener=limits.listener,
+            brokers=self._hosted.image.brokers,
+            now_ms=self._clock.monotonic_ms(),
+        )
+        return None if nearest == NO_NODE else partition.fetched(b"")._replace(preferred_read_replica=nearest)
 
     def expand_isr(self, partition: Partition) -> None:
         """Ask for the admission of those who have caught up."""
@@ -191,9 +222,13 @@ class FetchService:
         try:
             # By name again: meanwhile it may be gone from here, or be another topic's.
             found = self._hosted.find_topic(target.topic, target.partition)
-            found.require_leader(target.leader_epoch)
+            leading = self._require(found, wait.limits, target)
             if found is not partition:
                 raise NotLeaderOrFollower(f"{partition.name} was moved away and back while a fetch waited")
+            if self._sends_away and leading is not None and wait.limits.rack:
+                elsewhere = self._elsewhere(partition, leading, wait.limits, target)
+                if elsewhere is not None:
+                    return elsewhere
             diverging = partition.check_fetch(target)
             if diverging is not None:
                 return partition.fetched(b"", diverging)
@@ -219,13 +254,15 @@ class FetchService:
             if size_bytes_max <= 0 and size_bytes > 0:
                 continue
             try:
-                partition.require_leader(target.leader_epoch)
+                leading = self._require(partition, limits, target)
                 partition.check_fetch(target)
                 end_offset = partition.log.log_end_offset if limits.is_follower else partition.high_watermark
                 records = await partition.log.read_cold(
                     target.fetch_offset, size_bytes_max=size_bytes_max, end_offset=end_offset, minimum_one_batch=size_bytes == 0
                 )
-                partition.require_leader(target.leader_epoch)  # Lost meanwhile: what was read may have been truncated.
+                role = self._require(partition, limits, target)
+                if role is not leading or (not limits.is_follower and end_offset > partition.high_watermark):
+                    raise NotLeaderOrFollower(f"{partition.name} changed while it was read")  # And what was read may have been cut.
                 self._sent(partition, limits, len(records))
                 wait.results[index] = partition.fetched(records)
             except (ApiError, StorageError) as error:

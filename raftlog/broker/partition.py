@@ -132,14 +132,18 @@ class Partition:
 
     def require_leader(self, requested_epoch: LeaderEpoch = NO_LEADER_EPOCH) -> LeaderState:
         """The leader's state. Raises KafkaStorageError, FencedLeaderEpoch, UnknownLeaderEpoch, NotLeaderOrFollower."""
-        if self.offline:
-            raise KafkaStorageError(f"the log directory of {self.name} failed")
-        leading = self.leading
-        if requested_epoch != NO_LEADER_EPOCH:
-            check_leader_epoch(requested_epoch, self.leader_epoch)
+        leading = self.require_reader(requested_epoch)
         if leading is None:
             raise NotLeaderOrFollower(f"{self.name} is not led here")
         return leading
+
+    def require_reader(self, requested_epoch: LeaderEpoch) -> LeaderState | None:
+        """The leader's state, None at a follower, from which consumers may read, too. Raises as `require_leader`, but for that."""
+        if self.offline:
+            raise KafkaStorageError(f"the log directory of {self.name} failed")
+        if requested_epoch != NO_LEADER_EPOCH:
+            check_leader_epoch(requested_epoch, self.leader_epoch)
+        return self.leading
 
     # --- Roles ---
 
@@ -209,6 +213,7 @@ class Partition:
     def isr_changed(self) -> None:
         """Who is in it, or who may be, is another: followers' next fetches are looked at for that."""
         self.purgatory.look_again(self._follower_waits)
+        self.purgatory.look_again(self._consumer_waits)  # They may be sent elsewhere.
 
     def retire(self, *, offline: bool = False) -> None:
         """No more served: deleted, moved away, or its disk failed. Whoever waits hears it; the log stays as it is."""
@@ -390,7 +395,11 @@ class Partition:
             if log.log_start_offset == log.log_end_offset:
                 self._start_in_batch(parse_header(records))
             log.append_as_follower(records)
-        following.learn_high_watermark(leader_high_watermark, log_end_offset=log.log_end_offset)
+            self.committed_bytes.appended(log.log_end_offset, len(records))
+        if following.learn_high_watermark(leader_high_watermark, log_end_offset=log.log_end_offset):
+            size_bytes = self.committed_bytes.committed(following.high_watermark)
+            if self._consumer_waits:  # As at the leader: what lay above the mark when this replica began to follow was not counted.
+                self.purgatory.data_came(self._consumer_waits, max(size_bytes, 1))
         if log.log_start_offset < leader_start_offset <= following.high_watermark:
             log.advance_log_start(leader_start_offset)
 

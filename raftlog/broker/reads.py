@@ -27,7 +27,10 @@ class Isolation(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """The request-wide part of a Fetch. `replica_id` -1 is a consumer, anything else the follower with that node id."""
+    """The request-wide part of a Fetch. `replica_id` -1 is a consumer, anything else the follower with that node id.
+
+    `rack` is where a consumer is, "" where it does not say; None: it reads from leaders only, not knowing better (before v11).
+    """
 
     wait_ms_max: int
     size_bytes_min: int
@@ -35,6 +38,8 @@ class FetchLimits:
     replica_id: NodeId = NO_NODE
     replica_epoch: BrokerEpoch = NO_BROKER_EPOCH
     isolation: Isolation = Isolation.READ_UNCOMMITTED
+    rack: str | None = None
+    listener: str = ""  # By which it came.
 
     @property
     def is_follower(self) -> bool:
@@ -66,6 +71,7 @@ UNKNOWN_EPOCH_END: Final = EpochEnd(NO_LEADER_EPOCH, UNKNOWN_OFFSET)
 class Fetched(NamedTuple):
     """One partition of a Fetch response. On an error the offsets are -1 and `records` is empty.
 
+    `preferred_read_replica` sends a consumer to another replica, with nothing read here (KIP-392).
     `leader_id` and `leader_epoch` are set beside NOT_LEADER_OR_FOLLOWER and FENCED_LEADER_EPOCH (KIP-951), else -1.
     """
 
@@ -77,6 +83,7 @@ class Fetched(NamedTuple):
     diverging: EpochEnd | None = None
     leader_id: NodeId = NO_NODE
     leader_epoch: LeaderEpoch = NO_LEADER_EPOCH
+    preferred_read_replica: NodeId = NO_NODE
 
 
 class TimestampedOffset(NamedTuple):

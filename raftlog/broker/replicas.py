@@ -89,7 +89,9 @@ class ReplicaManager:
         self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
         self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
         self._throttles = ReplicationThrottles(settings, environment.clock)
-        self._fetches = FetchService(self._hosted, self._clock, self._isr_changes, self._throttles.leading, self.storage_failed)
+        self._fetches = FetchService(
+            self._hosted, self._clock, self._isr_changes, self._throttles.leading, self.storage_failed, selector=settings.replica_selector_class
+        )
         self.sessions = SessionFetches(environment, self._fetches, slots_max=settings.max_incremental_fetch_session_cache_slots)
         self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self._throttles.following, self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()

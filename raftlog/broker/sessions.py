@@ -19,7 +19,7 @@ from raftlog.core.replication.fetch_sessions import FINAL_EPOCH, INITIAL_EPOCH, 
 from raftlog.core.replication.leader import LeaderState
 from raftlog.environment import Environment
 from raftlog.errors import ErrorCode
-from raftlog.ids import Offset
+from raftlog.ids import NO_NODE, Offset
 
 SESSION_ID_BITS: Final = 31
 
@@ -164,7 +164,7 @@ class SessionRound(FetchWait):
         session = self._watch.session
         items = []
         for place, target, partition, result in zip(self._places, self.targets, self.partitions, self.results, strict=True):
-            has_data = len(result.records) > 0 or result.diverging is not None
+            has_data = len(result.records) > 0 or result.diverging is not None or result.preferred_read_replica != NO_NODE
             is_error = result.error_code is not ErrorCode.none
             if place.must_tell(is_error=is_error, has_data=has_data, high_watermark=result.high_watermark, log_start_offset=result.log_start_offset):
                 items.append((target, result))
@@ -174,11 +174,11 @@ class SessionRound(FetchWait):
 
     def _has_all(self, partition: Partition | None, target: FetchTarget) -> bool:
         """Whether nothing more comes of this partition until something happens to it. A follower's admission is more."""
-        if partition is None or partition.leading is None:
+        if partition is None:
             return False
         if not self.is_follower:
             return target.fetch_offset >= partition.high_watermark
-        return target.fetch_offset >= partition.log.log_end_offset and self.replica_id in partition.leading.isr
+        return partition.leading is not None and target.fetch_offset >= partition.log.log_end_offset and self.replica_id in partition.leading.isr
 
     def abandoned(self) -> None:
         """Its connection went while it waited, so nothing was told."""

@@ -38,6 +38,7 @@ from raftlog.protocol.wire import (
 Topic: TypeAlias = str | uuid.UUID
 
 FLEXIBLE_FROM: Final = 12
+RACKS_FROM: Final = 11  # A request says where its consumer is, a response which replica to read from (KIP-392).
 TOPIC_IDS_FROM: Final = 13
 HIGH_WATERMARK_UNKNOWN: Final = (1 << 63) - 1  # In a request: the fetcher does not say which one it knows (KIP-1166).
 RECORDS_COPIED_BYTES_MAX: Final = 1024  # Records up to this size are copied into the response: cheaper than a buffer each.
@@ -153,7 +154,7 @@ def _parse_request(body: memoryview, version: int) -> FetchRequest:
     if version >= _SESSIONS_FROM:
         forgotten, offset = _parse_forgotten(body, offset, version)
     rack_id: str | None = ""
-    if version >= 11:
+    if version >= RACKS_FROM:
         rack_id, offset = (read_compact_string if flexible else read_string)(body, offset)
     cluster_id = None
     if flexible:
@@ -258,7 +259,7 @@ def encode_fetch_request(version: int, request: FetchRequest) -> bytes:
                 out += INT32.pack(index)
             if flexible:
                 out.append(0)
-    if version >= 11:
+    if version >= RACKS_FROM:
         (write_compact_string if flexible else write_string)(out, request.rack_id)
     if flexible:
         write_tagged_fields(out, _request_tags(version, request))
@@ -357,7 +358,7 @@ def _encode_fetched(out: bytearray, version: int, fetched: FetchedPartition) -> 
             out += _ABORTED.pack(producer_id, first_offset)
             if flexible:
                 out.append(0)
-    if version >= 11:
+    if version >= RACKS_FROM:
         out += INT32.pack(fetched.preferred_read_replica)
     write_size(out, len(fetched.records), flexible=flexible)
 
@@ -430,7 +431,7 @@ def _parse_fetched(body: memoryview, offset: int, version: int) -> tuple[Fetched
             if flexible:
                 offset = read_tagged_fields(body, offset)[1]
     preferred = -1
-    if version >= 11:
+    if version >= RACKS_FROM:
         preferred = INT32.unpack_from(body, offset)[0]
         offset += 4
     size, offset = read_size(body, offset, flexible=flexible)

@@ -94,7 +94,7 @@ class BrokerRole:
 
     def _router(self) -> Router:
         settings, environment, metadata = self._settings, self._environment, self.metadata
-        data = DataHandlers(settings=settings, environment=environment, replicas=self.replicas, channel=self.channel, metadata=metadata)
+        self.data = data = DataHandlers(settings=settings, environment=environment, replicas=self.replicas, channel=self.channel, metadata=metadata)
         queries = LogQueryHandlers(replicas=self.replicas)
         self.cluster = ClusterHandlers(
             settings, cluster_id=self._cluster_id, metadata=metadata, auto_topics=self.auto_topics, chance=environment.random, clock=environment.clock

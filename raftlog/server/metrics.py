@@ -33,6 +33,8 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda node: _hosted(node)[2],
     ),
     ("kafka_server_socket_connections", "Open connections of clients and brokers.", lambda node: _connections(node.broker)),
+    ("kafka_server_bytes_out", "Bytes of records that consumers fetched here, since the start.", lambda node: _data(node).bytes_out),
+    ("kafka_server_replication_bytes_out", "Bytes of records that followers fetched here.", lambda node: _data(node).replication_bytes_out),
     ("kafka_log_size_bytes", "Bytes of all partition logs of this node.", lambda node: _log_bytes(node)),
     ("kafka_controller_active_controller_count", "1 on the active controller.", lambda node: float(node.is_active_controller)),
     ("kafka_controller_active_broker_count", "Unfenced brokers.", lambda node: _brokers(node, fenced=False)),
@@ -144,6 +146,12 @@ def _lifecycle(node: Node) -> Any:
     if node.broker is None or node.broker.lifecycle is None:
         raise _Absent
     return node.broker.lifecycle
+
+
+def _data(node: Node) -> Any:
+    if node.broker is None:
+        raise _Absent
+    return node.broker.data
 
 
 def _quorum(node: Node) -> Any:

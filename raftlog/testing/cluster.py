@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -55,11 +55,15 @@ class Cluster:
     RaftlogError when the cluster does not become ready in time, TimeoutError when a call takes too long.
     """
 
-    def __init__(self, nodes: int = 3, settings: Mapping[str, Any] | None = None, *, directory: str | None = None) -> None:
-        """`settings` are Kafka's names, for all nodes. With a `directory` the data stays there; else it goes with the cluster."""
+    def __init__(self, nodes: int = 3, settings: Mapping[str, Any] | None = None, *, directory: str | None = None, racks: Sequence[str] = ()) -> None:
+        """`settings` are Kafka's names, for all nodes; `racks` is where each of them is, dealt out in turn.
+
+        With a `directory` the data stays there; else it goes with the cluster.
+        """
         self.node_ids: list[NodeId] = list(range(1, nodes + 1))
         self.cluster_id = new_cluster_id()
         self._settings = {name: _text(value) for name, value in (settings or {}).items()}
+        self._racks = tuple(racks)
         self._own_directory = directory is None
         self.directory = directory or tempfile.mkdtemp(prefix="raftlog-")
         self._network = _ReservedPorts()
@@ -250,6 +254,8 @@ class Cluster:
             "default.replication.factor": copies,
             "offsets.topic.replication.factor": copies,
         }
+        if self._racks:
+            own["broker.rack"] = self._racks[self.node_ids.index(node_id) % len(self._racks)]
         return load(overrides={**TEST_SETTINGS, **own, **self._settings})
 
     # From outside of it.

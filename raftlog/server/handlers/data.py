@@ -26,7 +26,7 @@ from raftlog.errors import (
 from raftlog.ids import NO_NODE, NodeId
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
-from raftlog.protocol.fetch import TOPIC_IDS_FROM, FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
+from raftlog.protocol.fetch import RACKS_FROM, TOPIC_IDS_FROM, FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
 from raftlog.protocol.messages import Fields
 from raftlog.protocol.produce import Topic
 from raftlog.server.handlers.produce import NO_TRANSACTIONS, ProduceHandler, endpoints_of
@@ -56,6 +56,8 @@ class DataHandlers:
         self._settings = settings
         self._replicas = replicas
         self._metadata = metadata
+        self.bytes_out = 0  # Of records, to consumers.
+        self.replication_bytes_out = 0  # And to followers.
         self._produce = ProduceHandler(replicas, metadata)
         self._producer_ids = ProducerIds(node_id=settings.node_id, channel=channel, metadata=metadata)
 
@@ -96,7 +98,7 @@ class DataHandlers:
             connection=context.connection,
         )
         try:
-            answer = self._replicas.sessions.fetch(self._limits(request), session)
+            answer = self._replicas.sessions.fetch(self._limits(context, request), session)
         except (FetchSessionIdNotFound, InvalidFetchSessionEpoch, FetchSessionTopicIdError) as error:
             return encode_fetch_response(context.api_version, context.correlation_id, (), error_code=error.code)
         if isinstance(answer, SessionAnswer):
@@ -106,7 +108,7 @@ class DataHandlers:
         context.holds_connection = request.replica_id < 0
         return self._finish_fetch(context, request, answer)
 
-    def _limits(self, request: FetchRequest) -> FetchLimits:
+    def _limits(self, context: RequestContext, request: FetchRequest) -> FetchLimits:
         size_bytes_max = request.size_bytes_max
         if request.replica_id < 0:
             size_bytes_max = min(size_bytes_max, self._settings.fetch_max_bytes)
@@ -117,6 +119,8 @@ class DataHandlers:
             replica_id=request.replica_id,
             replica_epoch=request.replica_epoch,
             isolation=Isolation.READ_COMMITTED if request.isolation_level == Isolation.READ_COMMITTED else Isolation.READ_UNCOMMITTED,
+            rack=request.rack_id if request.replica_id < 0 and context.api_version >= RACKS_FROM else None,
+            listener=context.listener,
         )
 
     async def _finish_fetch(self, context: RequestContext, request: FetchRequest, pending: Awaitable[SessionAnswer]) -> Response:
@@ -126,9 +130,11 @@ class DataHandlers:
         # Without transactions none is aborted; a reader of committed records is told so, another is told nothing.
         aborted = () if request.isolation_level == Isolation.READ_COMMITTED else None
         leaders: set[NodeId] = set()
+        size_bytes = 0
         topics: list[tuple[Topic, list[FetchedPartition]]] = []
         for target, fetched in answer.items:
-            error_code, high_watermark, last_stable_offset, log_start_offset, records, diverging, leader_id, leader_epoch = fetched
+            error_code, high_watermark, last_stable_offset, log_start_offset, records, diverging, leader_id, leader_epoch, nearest = fetched
+            size_bytes += len(records)
             leader = None
             if leader_id != NO_NODE and error_code in _HINTED:
                 leader = (leader_id, leader_epoch)
@@ -144,11 +150,15 @@ class DataHandlers:
                     log_start_offset,
                     records,
                     aborted,
-                    NO_NODE,
+                    nearest,
                     diverging,
                     leader,
                 )
             )
+        if request.replica_id < 0:
+            self.bytes_out += size_bytes
+        else:
+            self.replication_bytes_out += size_bytes
         endpoints = endpoints_of(self._metadata.image, leaders, context.listener) if leaders else []
         return encode_fetch_response(context.api_version, context.correlation_id, topics, session_id=answer.session_id, node_endpoints=endpoints)
 

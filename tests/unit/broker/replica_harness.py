@@ -86,7 +86,7 @@ class Controller:
                 broker_epoch=epoch,
                 end_points=(r.RecordEndpoint(name="PLAINTEXT", host="127.0.0.1", port=port, security_protocol=0),),
                 features=(),
-                rack=None,
+                rack=f"rack-{node_id}",
                 fenced=fenced,
             )
         )
