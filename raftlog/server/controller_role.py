@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from raftlog.broker.dynamic_settings import DynamicSettings
 from raftlog.config import Settings
 from raftlog.core.metadata import records as r
 from raftlog.core.metadata.features import KRAFT_VERSION_FEATURE, SUPPORTED_FEATURES, bootstrap_records
@@ -13,12 +14,13 @@ from raftlog.environment import Environment
 from raftlog.errors import StorageError
 from raftlog.ids import LeaderEpoch, NodeId, Offset
 from raftlog.network.listener import Listener
-from raftlog.protocol.messages import API_VERSIONS_CONTROLLER
+from raftlog.protocol.messages import API_VERSIONS_CONTROLLER, ApiKey
 from raftlog.quorum.controller import Controller
 from raftlog.quorum.quorum import RAFT_API_KEY, CommittedBatch, Leadership, Quorum
 from raftlog.quorum.snapshots import BOOTSTRAP_FILE, read_bootstrap_checkpoint, write_bootstrap_checkpoint
 from raftlog.server.closing import close_in_turn
 from raftlog.server.features import describe_features
+from raftlog.server.handlers.configs import ConfigHandlers
 from raftlog.server.handlers.controller import ControllerHandlers
 from raftlog.server.handlers.metadata_log import MetadataLogHandlers
 from raftlog.server.router import Router
@@ -38,10 +40,11 @@ class ControllerRole:
         environment: Environment,
         *,
         cluster_id: str,
+        dynamic: DynamicSettings,
         on_fatal: Callable[[str], None],
         on_leader: Callable[[NodeId], None],
     ) -> None:
-        """`on_leader` hears who leads the quorum, NO_NODE while nobody does."""
+        """`dynamic`: the node's settings in force. `on_leader` hears who leads the quorum, NO_NODE while nobody does."""
         self._settings = settings
         self._environment = environment
         self._on_leader = on_leader
@@ -55,9 +58,10 @@ class ControllerRole:
         )
         self.controller.attach(self.quorum)
         self._log_handlers = MetadataLogHandlers(settings, quorum=self.quorum, cluster_id=cluster_id, clock=environment.clock)
+        configs = ConfigHandlers(dynamic, metadata=self.controller)
         own = ControllerHandlers(self.controller, settings=settings, cluster_id=cluster_id)
         self.router = Router(
-            {**own.handlers(), **self._log_handlers.handlers()},
+            {**own.handlers(), **self._log_handlers.handlers(), ApiKey.DESCRIBE_CONFIGS: configs.describe_configs},
             {**own.raw_handlers(), **self._log_handlers.raw_handlers(), RAFT_API_KEY: self.quorum.raft_handler},
             API_VERSIONS_CONTROLLER,
             features=lambda: describe_features(self.controller.image, CONTROLLER_FEATURES),
@@ -70,6 +74,8 @@ class ControllerRole:
             for endpoint in settings.endpoints
             if endpoint.listener in settings.controller_listener_names
         }
+        for listener in self.listeners.values():
+            dynamic.subscribe(listener.reconfigure)
 
     @property
     def is_active(self) -> bool:

@@ -108,10 +108,10 @@ class Node:
             )
             await self.broker.open()
         if settings.is_controller:
-            self.controller = ControllerRole(settings, environment, cluster_id=self.cluster_id, on_fatal=self.fail, on_leader=self._leader_is)
+            self.controller = ControllerRole(
+                settings, environment, cluster_id=self.cluster_id, dynamic=self.dynamic, on_fatal=self.fail, on_leader=self._leader_is
+            )
             self.controller.controller.subscribe(self.metadata.publish)
-            for listener in self.controller.listeners.values():
-                self.dynamic.subscribe(listener.reconfigure)
             if self.broker is not None:
                 self.controller.quorum.on_peer_closed(self.broker.cluster.suspect)
             await self.controller.start()

@@ -23,12 +23,12 @@ BROKER, TOPIC = 4, 2
 SET, DELETE = 0, 1
 
 
-def ask(cluster: Cluster, api_key: int, fields: dict[str, Any], *, node: int = 1) -> Fields:
-    """One request to one node, as it is."""
+def ask(cluster: Cluster, api_key: int, fields: dict[str, Any], *, node: int = 1, port: int | None = None) -> Fields:
+    """One request, as it is, to one node's client listener, or to another `port` of this machine."""
 
     async def main() -> Fields:
-        host, _, port = cluster.bootstrap_servers.split(",")[node - 1].rpartition(":")
-        peer = await PeerConnection.open(OsNetwork(), host, int(port), client_id="raw", timeout_ms=5000)
+        host, _, client_port = cluster.bootstrap_servers.split(",")[node - 1].rpartition(":")
+        peer = await PeerConnection.open(OsNetwork(), host, port or int(client_port), client_id="raw", timeout_ms=5000)
         try:
             return await peer.request(api_key, fields, timeout_ms=10_000)
         finally:
@@ -275,6 +275,27 @@ def test_what_can_not_be_altered_is_refused_item_by_item(bad_input_cluster: Clus
     answer = ask(bad_input_cluster, api_key, {"resources": [each for each, _ in asked], "validate_only": True})
     assert [(each.resource_name, each.error_code) for each in answer.responses] == [(each["resource_name"], code) for each, code in asked]
     assert all(bool(each.error_message) == bool(each.error_code) for each in answer.responses)
+
+
+def test_loggers_and_controllers_are_asked_where_they_are(bad_input_cluster: Cluster) -> None:
+    import logging
+
+    name = "raftlog.broker.replicas"
+    resource = {"resource_type": 8, "resource_name": "1", "configs": [{"name": name, "value": "DEBUG", "config_operation": SET}]}
+    elsewhere = {**resource, "resource_name": "2"}
+    try:
+        answer = ask(bad_input_cluster, ApiKey.INCREMENTAL_ALTER_CONFIGS, {"resources": [resource, elsewhere], "validate_only": False})
+        assert [each.error_code for each in answer.responses] == [0, 42]
+        asked = {"resource_type": 8, "resource_name": "1", "configuration_keys": [name]}
+        (entry,) = ask(bad_input_cluster, ApiKey.DESCRIBE_CONFIGS, {"resources": [asked]}).results[0].configs
+        assert (entry.value, entry.config_source) == ("DEBUG", 6)
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+    port = bad_input_cluster.node(1).ports["CONTROLLER"]
+    asked = {"resource_type": BROKER, "resource_name": "1", "configuration_keys": ["node.id"]}
+    (entry,) = ask(bad_input_cluster, ApiKey.DESCRIBE_CONFIGS, {"resources": [asked]}, port=port).results[0].configs
+    assert (entry.value, entry.read_only) == ("1", True)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ RECOVERING: Final = 1
 
 RESOURCE_TOPIC: Final = 2
 RESOURCE_BROKER: Final = 4
+BROKER_LOGGER: Final = 8  # No record has it.
 RESOURCE_CLIENT_METRICS: Final = 16
 RESOURCE_GROUP: Final = 32
 

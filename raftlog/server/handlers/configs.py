@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from raftlog.broker.dynamic_settings import DynamicSettings
-from raftlog.broker.metadata import MetadataFollower
 from raftlog.config import KEYS, UpdateMode
 from raftlog.config_types import ConfigKey, text_of
 from raftlog.core.controller.config_changes import node_id_of
 from raftlog.core.controller.topics import check_topic_name
 from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource, SourcedValue
-from raftlog.core.metadata.records import RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
+from raftlog.core.metadata.image import MetadataImage
+from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
 from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
 from raftlog.ids import TopicName
 from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import ApiKey
 from raftlog.protocol.messages import Fields
+from raftlog.server import log_levels
 from raftlog.server.router import Handler
 from raftlog.topic_config import KEYS as TOPIC_KEYS
 
 LISTED: Final = (RESOURCE_TOPIC, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP)
 
 
-class ConfigHandlers:
-    """Reads the image and this broker's settings; a request for another broker's configuration is refused, as in Kafka."""
+class HasImage(Protocol):
+    """What the handlers need of a MetadataFollower or Controller."""
 
-    def __init__(self, dynamic: DynamicSettings, *, metadata: MetadataFollower) -> None:
+    @property
+    def image(self) -> MetadataImage:
+        """The newest committed image there is."""
+
+
+class ConfigHandlers:
+    """Reads the image and this node's settings; a request for another node's configuration is refused, as in Kafka."""
+
+    def __init__(self, dynamic: DynamicSettings, *, metadata: HasImage) -> None:
         self._dynamic = dynamic
         self._metadata = metadata
 
@@ -50,7 +59,10 @@ class ConfigHandlers:
         return {"config_resources": [{"resource_name": name, "resource_type": kind} for kind in asked for name in names[kind]]}
 
     def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
-        """Answer DescribeConfigs v1-v4 (key 32) for topics, this broker and all brokers. Source: KIP-133, KIP-226, KIP-569."""
+        """Answer DescribeConfigs v1-v4 (key 32) for topics, this node, all brokers and this process's loggers.
+
+        Source: KIP-133, KIP-226, KIP-412, KIP-569.
+        """
         results = []
         for resource in request.resources:
             result: dict[str, Any] = {"resource_type": resource.resource_type, "resource_name": resource.resource_name, "configs": []}
@@ -77,6 +89,9 @@ class ConfigHandlers:
             if node_id_of(name) != node_id:
                 raise InvalidRequest(f"Unexpected broker id, expected {node_id} or empty string, but received {name}")
             return _of_this_broker(configs)
+        if kind == BROKER_LOGGER:
+            log_levels.check_node(name, self._dynamic.static.node_id)
+            return _of_loggers()
         raise InvalidRequest(f"Unsupported resource type: {kind}")
 
     def _of_topic(self, configs: BrokerConfigs, topic: TopicName) -> Iterator[dict[str, Any]]:
@@ -98,6 +113,20 @@ def _of_all_brokers(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
     """Only what is configured for all brokers."""
     for name, value in configs.common.items():
         yield _entry(KEYS[name], value, [SourcedValue(name, value, ConfigSource.DYNAMIC_DEFAULT_BROKER)], read_only=False)
+
+
+def _of_loggers() -> Iterator[dict[str, Any]]:
+    for name, level in log_levels.described().items():
+        yield {
+            "name": name,
+            "value": level,
+            "read_only": False,
+            "config_source": ConfigSource.DYNAMIC_BROKER_LOGGER,
+            "is_sensitive": False,
+            "synonyms": [],
+            "config_type": 0,
+            "documentation": None,
+        }
 
 
 def _entry(key: ConfigKey, value: str | None, values: Sequence[SourcedValue], *, read_only: bool) -> dict[str, Any]:
