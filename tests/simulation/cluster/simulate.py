@@ -15,6 +15,7 @@ from raftlog.testing import virtual_time
 from raftlog.testing.histories import Verdict, check
 from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
+from tests.simulation.cluster.configs import Configurer
 from tests.simulation.cluster.groups import Auditor, LoneConsumer, Member
 from tests.simulation.cluster.harness import SimulatedCluster
 from tests.simulation.cluster.history import Recorder
@@ -92,7 +93,8 @@ class _Life:
         self._tempo.begin(loop.time())
         churn = TopicChurn(*self._client("churn"))
         watching = loop.create_task(watch.run())
-        await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), *self._workload(until_s))
+        configurer = Configurer(*self._client("configurer"), topic=TOPIC, node_id=1, port=cluster.bootstrap_ports()[0])
+        await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), configurer.run(until_s=until_s), *self._workload(until_s))
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
         async with asyncio.timeout(RECOVERY_S_MAX):
             await cluster.wait_until_whole()
@@ -102,6 +104,7 @@ class _Life:
         if bool(churn.name) != (CHURN in cluster.newest.topics):
             watch.problems.append(f"topic lost: {CHURN} should {'' if churn.name else 'not '}exist")
         await watch.check_end()
+        watch.problems += configurer.check_end(cluster)
 
     def _workload(self, until_s: float) -> list[Coroutine[Any, Any, None]]:
         work: list[Coroutine[Any, Any, None]] = []
