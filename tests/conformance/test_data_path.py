@@ -77,9 +77,9 @@ def stored(cluster: Cluster, topic: str) -> list[Any]:
     return cluster.run(read)
 
 
-def as_aiokafka_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
+def as_aiokafka_reads(cluster: Cluster, topic: str, count: int, **settings: Any) -> list[Any]:
     async def main() -> list[Any]:
-        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest")
+        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest", **settings)
         consumer.assign([aiokafka.TopicPartition(topic, 0)])
         await consumer.start()
         try:
@@ -91,10 +91,11 @@ def as_aiokafka_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
     return asyncio.run(main())
 
 
-def as_kafka_python_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
+def as_kafka_python_reads(cluster: Cluster, topic: str, count: int, **settings: Any) -> list[Any]:
     import kafka
 
-    consumer = KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest", consumer_timeout_ms=TIMEOUT_S * 1000)
+    settings = {"auto_offset_reset": "earliest", "consumer_timeout_ms": TIMEOUT_S * 1000, **settings}
+    consumer = KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, **settings)
     consumer.assign([kafka.TopicPartition(topic, 0)])
     try:
         return [next(consumer) for _ in range(count)]
@@ -299,3 +300,14 @@ def test_a_dead_preferred_replica_sends_its_consumers_back(cluster: Cluster) -> 
     finally:
         consumer.close()
         cluster.restart(nearest)
+
+
+def test_other_clients_read_from_their_rack(cluster: Cluster) -> None:
+    topic = new_topic(cluster)
+    produce(cluster, topic, [{"value": bytes(1000)} for _ in range(50)], acks="all")
+    leader = cluster.leader_of(topic)
+    nearest = next(node_id for node_id in cluster.node_ids if node_id != leader)
+    for read in (as_aiokafka_reads, as_kafka_python_reads):
+        before = bytes_out(cluster)
+        assert [message.offset for message in read(cluster, topic, 50, client_rack=RACKS[nearest - 1])] == list(range(50))
+        assert set(served(cluster, before)) == {nearest}, read

@@ -115,6 +115,14 @@ def consumers_read_above_high_watermark() -> Any:
     return _around(Partition, "read", lambda right, self, target, **kwargs: right(self, target, **{**kwargs, "is_follower": True}))
 
 
+@_mutant("a follower serves consumers above its high watermark")
+def follower_serves_above_high_watermark() -> Any:
+    def wrong(right: Any, self: Partition, target: Any, *, is_follower: bool, **kwargs: Any) -> Any:
+        return right(self, target, is_follower=is_follower or self.leading is None, **kwargs)
+
+    return _around(Partition, "read", wrong)
+
+
 @_mutant("acks=all is accepted and committed with an ISR below min.insync.replicas")
 def min_insync_replicas_ignored() -> Any:
     return mock.patch.object(LeaderState, "min_isr", lambda self, _minimum: 1)
