@@ -11,7 +11,7 @@ from typing import Any, Final
 from raftlog.errors import ErrorCode
 from raftlog.network.peers import PeerUnreachable
 from raftlog.protocol.messages import ApiKey
-from tests.simulation.cluster.clients import Admin, Gone
+from tests.simulation.cluster.clients import Client
 from tests.simulation.cluster.harness import SimulatedCluster
 
 TOPIC_RESOURCE, BROKER_RESOURCE = 2, 4
@@ -25,7 +25,7 @@ PAUSE_MS_MAX: Final = 1_500
 Resource = tuple[int, str]
 
 
-class Configurer(Admin):
+class Configurer(Client):
     """Remembers of each resource what was acknowledged last, and what may have had its effect."""
 
     def __init__(self, *args: Any, topic: str, node_id: int, port: int) -> None:
@@ -47,12 +47,13 @@ class Configurer(Admin):
         name = TOPIC_CONFIG if resource[0] == TOPIC_RESOURCE else BROKER_CONFIG
         config = {"name": name, "value": value, "config_operation": DELETE if value is None else SET}
         fields = {"resources": [{"resource_type": resource[0], "resource_name": resource[1], "configs": [config]}], "validate_only": False}
+        own = resource == (BROKER_RESOURCE, str(self._node_id))
+        port = self._port if own else self.chance.choice(list(self._bootstrap()))
         try:
-            if resource == (BROKER_RESOURCE, str(self._node_id)):
-                answer = await self.ask(self._port, ApiKey.INCREMENTAL_ALTER_CONFIGS, fields)
-            else:
-                answer = await self.ask_anyone(ApiKey.INCREMENTAL_ALTER_CONFIGS, fields)
-        except (Gone, PeerUnreachable):
+            # Of one broker only, and once: a broker goes on trying to forward what its client has given up, and each value is
+            # to be asked for at most once.
+            answer = await self.ask(port, ApiKey.INCREMENTAL_ALTER_CONFIGS, fields)
+        except PeerUnreachable:
             self._possible.setdefault(resource, set()).add(value)
             return
         if answer.responses[0].error_code == ErrorCode.none:
