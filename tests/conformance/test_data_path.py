@@ -234,6 +234,38 @@ def test_both_isolation_levels_read_all(cluster: Cluster, isolation: str) -> Non
     assert len(consume(cluster, topic, 100, **{"isolation.level": isolation})) == 100
 
 
+# --- producers --------------------------------------------------------------------------------------------------------
+
+
+def test_idempotent_producers_are_described(cluster: Cluster) -> None:
+    import kafka
+    from kafka.admin import KafkaAdminClient
+
+    topic = new_topic(cluster)
+    began_ms = int(time.time() * 1000)
+    produce(cluster, topic, [{"value": b"x"}] * 7, **{"enable.idempotence": True})
+    produce(cluster, topic, [{"value": b"x"}], **{"enable.idempotence": False})
+    produce(cluster, topic, [{"value": b"x"}] * 3, **{"enable.idempotence": True})
+    admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    name = kafka.TopicPartition(topic, 0)
+    try:
+        for node_id in (None, *cluster.node_ids):
+            cluster.wait_until(lambda node_id=node_id: len(_producers(admin, name, node_id)) == 2)
+            first, second = _producers(admin, name, node_id)
+            assert first.producer_id != second.producer_id
+            assert [(each.producer_epoch, each.last_sequence) for each in (first, second)] == [(0, 6), (0, 2)]
+            assert all(began_ms <= each.last_timestamp <= time.time() * 1000 for each in (first, second))
+        with pytest.raises(kafka.errors.UnknownTopicOrPartitionError):
+            admin.describe_producers([kafka.TopicPartition(topic, 9)], broker_id=1)
+    finally:
+        admin.close()
+
+
+def _producers(admin: Any, name: Any, node_id: int | None) -> list[Any]:
+    (state,) = admin.describe_producers([name], broker_id=node_id).values()
+    return list(state.active_producers)
+
+
 # --- the replica in one's own rack -----------------------------------------------------------------------------------
 
 
