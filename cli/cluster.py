@@ -1,58 +1,147 @@
-"""`raftlog cluster`: the cluster as a client sees it."""
+"""`raftlog cluster`: the cluster as a client sees it, its brokers, features and log directories."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Final
+
 import typer
 
+from .brokers import NO_LEADER, Brokers
+from .completion import complete_broker
 from .errors import CliError
-from .output import print_json, print_pairs, print_table
+from .output import YesOption, confirm, print_json, print_pairs, print_rows
 from .session import Session, command
+from .wire import API_VERSIONS, CLIENT_SOFTWARE, check, describe_quorum
 
-app = typer.Typer(help="Show the cluster.", no_args_is_help=True)
+app = typer.Typer(help="Show the cluster and its brokers.", no_args_is_help=True)
+
+DESCRIBE_CLUSTER: Final = 60
+UNREGISTER_BROKER: Final = 64
+FENCED_VERSION_MIN: Final = 2  # Before, brokers that are down are not told of.
 
 
 @command(app, "describe")
 def describe(session: Session) -> int:
     """Show the cluster's id, its active controller, its brokers and how the partitions lie on them."""
-    admin = session.admin()
-    with session.translated():
-        metadata = admin.list_topics(timeout=session.timeout_s)
-    partitions = [partition for topic in metadata.topics.values() for partition in topic.partitions.values()]
+    with Brokers(session) as brokers:
+        metadata = brokers.patiently(brokers.metadata)
+        controller = active_controller(brokers)
+    partitions = [partition for topic in metadata.topics for partition in topic.partitions]
     rows = [
         {
-            "broker": broker.id,
+            "broker": broker.node_id,
             "address": f"{broker.host}:{broker.port}",
-            "leads": sum(partition.leader == broker.id for partition in partitions),
-            "replicas": sum(broker.id in partition.replicas for partition in partitions),
-            "in-sync": sum(broker.id in partition.isrs for partition in partitions),
+            "rack": broker.rack,
+            "leads": sum(partition.leader_id == broker.node_id for partition in partitions),
+            "replicas": sum(broker.node_id in partition.replica_nodes for partition in partitions),
+            "in-sync": sum(broker.node_id in partition.isr_nodes for partition in partitions),
         }
-        for broker in sorted(metadata.brokers.values(), key=lambda broker: broker.id)
+        for broker in sorted(metadata.brokers, key=lambda broker: broker.node_id)
     ]
     summary = {
         "cluster": metadata.cluster_id,
-        "controller": active_controller(session),
+        "controller": controller,
         "topics": len(metadata.topics),
         "partitions": len(partitions),
-        "under-replicated": sum(len(partition.isrs) < len(partition.replicas) for partition in partitions),
-        "leaderless": sum(partition.leader < 0 for partition in partitions),
+        "under-replicated": sum(len(partition.isr_nodes) < len(partition.replica_nodes) for partition in partitions),
+        "leaderless": sum(partition.leader_id < 0 for partition in partitions),
     }
     if session.as_json:
         print_json(summary | {"brokers": rows})
         return 0
     print_pairs(list(summary.items()))
     print()
-    columns = ["broker", "address", "leads", "replicas", "in-sync"]
-    print_table(columns, [[row[column] for column in columns] for row in rows], right=["broker", "leads", "replicas", "in-sync"])
+    numbers = ["leads", "replicas", "in-sync"]
+    racks = ["rack"] if any(row["rack"] for row in rows) else []
+    print_rows(["broker", "address", *racks, *numbers], rows, right=["broker", *numbers])
     return 0
 
 
-def active_controller(session: Session) -> int | None:
-    """The metadata quorum's leader; None where the cluster does not say, as one of an older Kafka."""
-    from .wire import WireClient, describe_quorum
+@command(app, "brokers")
+def list_brokers(session: Session) -> int:
+    """List the registered brokers, also those that are down."""
+    with Brokers(session) as brokers:
+        rows = [broker_row(broker) for broker in sorted(registered_brokers(brokers), key=lambda broker: broker.broker_id)]
+    if session.as_json:
+        print_json(rows)
+    else:
+        print_rows(["broker", "address", "rack", "state"], rows, right=["broker"])
+    return 0
+
+
+@command(app, "features")
+def features(session: Session) -> int:
+    """Show the levels of the cluster's features, and those that the broker asked could run at."""
+    with Brokers(session) as brokers:
+        answer = brokers.patiently(lambda: brokers.ask(API_VERSIONS, CLIENT_SOFTWARE))
+    finalized = {feature.name: feature.max_version_level for feature in answer.finalized_features}
+    supported = {feature.name: (feature.min_version, feature.max_version) for feature in answer.supported_features}
+    rows = [
+        {
+            "feature": name,
+            "level": finalized.get(name),
+            "lowest": supported[name][0] if name in supported else None,
+            "highest": supported[name][1] if name in supported else None,
+        }
+        for name in sorted(finalized.keys() | supported.keys())
+    ]
+    if session.as_json:
+        print_json(rows)
+    else:
+        print_rows(["feature", "level", "lowest", "highest"], rows, right=["level", "lowest", "highest"])
+    return 0
+
+
+@command(app, "unregister")
+def unregister(
+    session: Session,
+    node_id: Annotated[int, typer.Argument(metavar="BROKER", min=0, help="Its id.", autocompletion=complete_broker)],
+    yes: YesOption = False,
+) -> int:
+    """Have the cluster forget a broker that is down and will not come back. Its replicas stay assigned to it."""
+    with Brokers(session) as brokers:
+        if any(broker.broker_id == node_id and not broker.is_fenced for broker in registered_brokers(brokers)):
+            raise CliError(f"broker {node_id} is alive, and would register again: stop it first")
+        confirm(f"Unregister broker {node_id}?", yes=yes)
+        answer = brokers.ask_controller(UNREGISTER_BROKER, {"broker_id": node_id})
+        check(answer.error_code, answer.error_message)
+    if session.as_json:
+        print_json({"unregistered": node_id})
+    else:
+        print(f"unregistered broker {node_id}")
+    return 0
+
+
+def registered_brokers(brokers: Brokers) -> list[Any]:
+    """Brokers as DescribeCluster (key 60) gives them, also the fenced ones where the cluster tells of them."""
+
+    def ask() -> list[Any]:
+        answer = brokers.ask(DESCRIBE_CLUSTER, {"include_fenced_brokers": True})
+        check(answer.error_code, answer.error_message)
+        return list(answer.brokers)
+
+    return brokers.patiently(ask)
+
+
+def broker_row(broker: Any) -> dict[str, Any]:
+    return {
+        "broker": broker.broker_id,
+        "address": f"{broker.host}:{broker.port}",
+        "rack": broker.rack,
+        "state": "fenced" if broker.is_fenced else "active",
+    }
+
+
+def active_controller(brokers: Brokers) -> int | None:
+    """The metadata quorum's leader, waited for while one is being elected; None where the cluster does not say, as one of an older Kafka."""
+
+    def ask() -> int:
+        leader: int = describe_quorum(brokers.client()).leader_id
+        if leader < 0:
+            raise NO_LEADER
+        return leader
 
     try:
-        with WireClient(*session.reach(), timeout_s=session.timeout_s) as client:
-            leader: int = describe_quorum(client).leader_id
-            return leader if leader >= 0 else None
+        return brokers.patiently(ask)
     except CliError:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from .errors import CliError, Unreachable, UsageProblem
 from .records import Consumed, compile_format, json_line
 from .session import Session, command
+from .times import parse_timestamp
 from .topics import find_topic
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def consume(
     if form is not None and session.as_json:
         raise UsageProblem("--format and --json exclude each other")
     write = json_line if session.as_json else compile_format(form if form is not None else r"%v\n")
-    timestamp_ms = parse_timestamp(timestamp) if timestamp is not None else None
+    timestamp_ms = parse_timestamp(timestamp, "--timestamp") if timestamp is not None else None
     consumer = session.consumer(**consumer_settings(group, earliest=from_beginning or not follow))
     try:
         reading = Reading()
@@ -195,13 +195,3 @@ def consumed(message: Message) -> Consumed:
     kind, timestamp_ms = message.timestamp()
     when = None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms
     return Consumed(message.topic(), message.partition(), message.offset(), when, message.key(), message.value(), message.headers() or [])
-
-
-def parse_timestamp(text: str) -> int:
-    """Milliseconds since the epoch, from digits or ISO 8601 (local time where it names no zone). Raises UsageProblem."""
-    if text.isdigit():
-        return int(text)
-    try:
-        return int(datetime.fromisoformat(text).timestamp() * 1000)
-    except ValueError:
-        raise UsageProblem(f"--timestamp {text!r} is neither milliseconds nor like 2026-01-31T12:00:00") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar, Final
 
 EXIT_OK: Final = 0
@@ -33,3 +34,16 @@ class Unreachable(CliError):
     """No server of the cluster answered in time; the line says where and how long it was tried."""
 
     exit_code = EXIT_UNREACHABLE
+
+
+class Refused(CliError):
+    """A server's answer to a request, or to one item of it, was an error; `code` is Kafka's."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def complain(message: str) -> None:
+    """The one line on stderr."""
+    print("raftlog: " + " ".join(message.split()), file=sys.stderr)

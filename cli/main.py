@@ -11,15 +11,16 @@ from typing import Annotated
 
 import typer
 
-from . import chaos, cluster, consume, groups, produce, quorum, start, topics, up
-from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError
+from . import chaos, cluster, configs, consume, group_offsets, groups, logdirs, offsets, produce, quorum, reassign, start, topic_changes, topics, up
+from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError, complain
 from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
+
+ADDING_COMMANDS = (topic_changes, reassign, group_offsets, logdirs)  # Importing them has added theirs to the families below.
 
 app = typer.Typer(
     name="raftlog",
     help="A Kafka cluster that pip install brings: start one, and talk to it or to any other Kafka cluster.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -29,7 +30,9 @@ app.add_typer(quorum.app, name="quorum")
 app.add_typer(topics.app, name="topics")
 produce.register(app)
 consume.register(app)
+offsets.register(app)
 app.add_typer(groups.app, name="groups")
+app.add_typer(configs.app, name="configs")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(chaos.app, name="chaos")
 
@@ -78,7 +81,7 @@ def _reader_gone() -> int:
 def _report(error: Exception) -> int:
     """Print the line for an error; returns the exit status."""
     if isinstance(error, CliError):
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     format_message = getattr(error, "format_message", None)  # Typer's own usage errors, whichever click is behind them.
     if format_message is not None:
@@ -87,18 +90,14 @@ def _report(error: Exception) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
         else:
-            _complain(message.rstrip(".") + (f" (see {context.command_path} --help)" if context is not None else ""))
+            complain(message.rstrip(".") + (f" (see {context.command_path} --help)" if context is not None else ""))
         return EXIT_USAGE
     if type(error).__name__ == "Abort":
         return EXIT_INTERRUPTED
     from raftlog.errors import RaftlogError
 
     if isinstance(error, (RaftlogError, OSError)):
-        _complain(str(error))
+        complain(str(error))
     else:
-        _complain(f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)")
+        complain(f"unexpected {type(error).__name__}: {error} (--traceback before the command shows where)")
     return EXIT_FAILED
-
-
-def _complain(message: str) -> None:
-    print("raftlog: " + " ".join(message.split()), file=sys.stderr)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from .errors import CliError
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def print_json(data: Any) -> None:
@@ -48,9 +55,54 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
         print(f"{name.ljust(width)}  {_cell(value)}".rstrip())
 
 
+def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, right: Sequence[str] = ()) -> None:
+    """A table of mappings: each column is a key, and its `_` are spaces to people."""
+    names = {column: column.replace("_", " ") for column in columns}
+    print_table(
+        list(names.values()), [[row[column] for column in columns] for row in rows], right=[names[column] for column in right if column in names]
+    )
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask the person at the terminal; scripts and pipes are not asked. Raises CliError when the answer is no."""
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    if not typer.confirm(question, err=True):
+        raise CliError("nothing was done")
+
+
+@contextmanager
+def progress_bar(*, total: float | None) -> Iterator[Callable[[float, str], None]]:
+    """A bar on standard error where that is a terminal; yields what moves it to (completed, with this text). No total: it only pulses."""
+    if not sys.stderr.isatty():
+        yield lambda _completed, _text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, text="")
+        yield lambda completed, text: bar.update(task, completed=completed, text=text)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 partition`, `2 partitions`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def size_text(size_bytes: float) -> str:
+    """`1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, (list, tuple)):
-        return ",".join(str(item) for item in value)
+        return ",".join(str(item) for item in value) or "-"
     return str(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 import typer
 
 from .errors import EXIT_FAILED, CliError, Interrupted, UsageProblem
-from .output import print_json
+from .output import print_json, progress_bar
 from .records import Record, parse_headers, records_of_json, records_of_lines
 from .session import Session, command
 from .topics import find_topic
@@ -88,9 +88,7 @@ def produce(
             )
         producer = session.producer(**producer_settings(acks, compression, delivery_timeout_s=delivery_timeout_s, interactive=interactive))
         find_topic(session, producer, topic)
-        show = (
-            progress(None if file is None else os.path.getsize(file), tally) if sys.stderr.isatty() and not interactive else nullcontext(lambda: None)
-        )
+        show = nullcontext(lambda: None) if interactive else progress(None if file is None else os.path.getsize(file), tally)
         problem = send_all(producer, topic, records, tally, rate=rate, interactive=interactive, show=show)
     report(session, tally)
     if problem is not None:
@@ -223,16 +221,11 @@ def counted(lines: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
 
 @contextmanager
 def progress(size_bytes: int | None, tally: Tally) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error; yields what brings it up to date."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=size_bytes, text="")
+    """A progress bar over the input; yields what brings it up to date."""
+    with progress_bar(total=size_bytes) as move:
 
         def refresh() -> None:
             text = f"{tally.sent:,} sent  {tally.acknowledged:,} acknowledged  {tally.failed:,} failed"
-            bar.update(task, completed=tally.read_bytes if size_bytes is not None else 0, text=text)
+            move(tally.read_bytes if size_bytes is not None else 0, text)
 
         yield refresh

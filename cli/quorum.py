@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .brokers import Brokers
 from .errors import CliError
 from .nodefiles import (
     CONFIG_FILE,
@@ -23,6 +24,7 @@ from .nodefiles import (
 from .output import print_json, print_pairs, print_table
 from .session import Session, command
 from .start import SetOption, parse_settings
+from .wire import describe_quorum
 
 app = typer.Typer(help="Prepare the nodes of a cluster; show its metadata quorum.", no_args_is_help=True)
 
@@ -67,11 +69,8 @@ def init(
 @command(app, "status")
 def status(session: Session) -> int:
     """Show the metadata quorum: who leads, how far each voter and each following broker has got."""
-    from .wire import WireClient, describe_quorum
-
-    host, port = session.reach()
-    with WireClient(host, port, timeout_s=session.timeout_s) as client:
-        partition = describe_quorum(client)
+    with Brokers(session) as brokers:
+        partition = brokers.patiently(lambda: describe_quorum(brokers.client()))
     now_ms = time.time_ns() // 1_000_000
     rows = [
         replica_row(replica, role, partition=partition, now_ms=now_ms)

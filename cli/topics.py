@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raftlog.ids import TopicPartition
+
+from .brokers import Brokers
+from .completion import complete_topic
+from .config_queries import SOURCES, TOPIC, TOPIC_SOURCE, Resource, describe_configs
 from .errors import CliError, UsageProblem
-from .output import print_json, print_pairs, print_table
+from .offset_queries import EARLIEST, LATEST, known_offsets
+from .outcomes import Outcome, report
+from .output import YesOption, confirm, print_json, print_pairs, print_rows
 from .session import Session, command
+from .topic_queries import describe_topic, topic_id_text
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient, TopicMetadata
 
-app = typer.Typer(help="Create, list, describe and delete topics.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, describe, change, move and delete topics.", no_args_is_help=True)
+
+TopicArgument = Annotated[str, typer.Argument(metavar="TOPIC", autocompletion=complete_topic)]
+TopicArguments = Annotated[list[str], typer.Argument(metavar="TOPIC...", autocompletion=complete_topic)]
 
 
 @command(app, "create")
@@ -45,25 +57,11 @@ def create(
         options["num_partitions"] = partitions if partitions is not None else -1
         options["replication_factor"] = replication_factor if replication_factor is not None else -1
     admin = session.admin()
-    started_s = time.monotonic()
     futures = admin.create_topics(
         [NewTopic(name, **options) for name in names], request_timeout=session.timeout_s, operation_timeout=session.timeout_s
     )
-    created = []
-    problem: CliError | None = None
-    for name, outcome in settle(futures).items():
-        if outcome is None:
-            created.append(name)
-        elif not (if_not_exists and outcome.code() == KafkaError.TOPIC_ALREADY_EXISTS):
-            problem = problem or session.problem(outcome, f"topic {name!r}", elapsed_s=time.monotonic() - started_s)
-    if session.as_json:
-        print_json({"created": created})
-    else:
-        for name in created:
-            print(f"created topic {name}")
-    if problem is not None:
-        raise problem
-    return 0
+    outcomes = settle(session, futures, is_fine=lambda code: if_not_exists and code == KafkaError.TOPIC_ALREADY_EXISTS)
+    return report(session, outcomes, done="created")
 
 
 @command(app, "list")
@@ -80,57 +78,67 @@ def list_topics(
         print_json(rows)
     else:
         columns = ["topic", "partitions", "replicas", "under-replicated", "leaderless"]
-        print_table(columns, [[row[column] for column in columns] for row in rows], right=columns[1:])
+        print_rows(columns, rows, right=columns[1:])
     return 0
 
 
 @command(app, "describe")
-def describe(session: Session, name: Annotated[str, typer.Argument(metavar="TOPIC")]) -> int:
+def describe(session: Session, name: TopicArgument) -> int:
     """Show a topic's partitions, leaders, replicas, ISRs, offsets and its own configs."""
-    admin = session.admin()
-    topic = find_topic(session, admin, name)
-    ends = partition_offsets(session, admin, topic)
-    configs = topic_configs(session, admin, name)
-    partitions = [
-        {
-            "partition": partition.id,
-            "leader": partition.leader if partition.leader >= 0 else None,
-            "replicas": list(partition.replicas),
-            "isr": list(partition.isrs),
-            "start": ends.get(partition.id, (None, None))[0],
-            "end": ends.get(partition.id, (None, None))[1],
+    with Brokers(session) as brokers:
+        topic = describe_topic(brokers, name)
+        led = [TopicPartition(name, partition.partition_index) for partition in topic.partitions if partition.leader_id >= 0]
+        starts, ends = (known_offsets(brokers, led, when) for when in (EARLIEST, LATEST))
+        configs = {
+            config.name: config.value
+            for config in describe_configs(brokers, Resource(TOPIC, name))
+            if SOURCES.get(config.config_source) == TOPIC_SOURCE
         }
-        for partition in sorted(topic.partitions.values(), key=lambda partition: partition.id)
-    ]
+    rows = [partition_row(partition, name, starts, ends) for partition in sorted(topic.partitions, key=lambda partition: partition.partition_index)]
+    summary: dict[str, Any] = {
+        "topic": name,
+        "topic_id": topic_id_text(topic.topic_id),
+        "internal": topic.is_internal,
+        "replicas": max((len(row["replicas"]) for row in rows), default=0),
+        "under-replicated": sum(len(row["isr"]) < len(row["replicas"]) for row in rows),
+        "leaderless": sum(row["leader"] is None for row in rows),
+        "configs": configs,
+    }
     if session.as_json:
-        print_json(summarise(topic) | {"configs": configs, "partitions": partitions})
+        print_json(summary | {"partitions": rows})
         return 0
-    summary = summarise(topic)
-    pairs: list[tuple[str, object]] = [(key, summary[key]) for key in ("topic", "partitions", "replicas")]
-    pairs.append(("configs", ", ".join(f"{key}={value}" for key, value in sorted(configs.items())) or "(defaults)"))
-    print_pairs(pairs)
+    shown = [("topic", name), ("id", summary["topic_id"]), ("partitions", len(rows)), ("replicas", summary["replicas"])]
+    print_pairs([*shown, ("configs", ", ".join(f"{key}={value}" for key, value in sorted(configs.items())) or "(defaults)")])
     print()
-    columns = ["partition", "leader", "replicas", "isr", "start", "end"]
-    print_table(columns, [[row[column] for column in columns] for row in partitions], right=["partition", "leader", "start", "end"])
+    seldom = [column for column in ("offline", "elr", "last_known_elr") if any(row[column] for row in rows)]
+    print_rows(["partition", "leader", "replicas", "isr", *seldom, "start", "end"], rows, right=["partition", "leader", "start", "end"])
     return 0
 
 
 @command(app, "delete")
-def delete(session: Session, names: Annotated[list[str], typer.Argument(metavar="TOPIC...")]) -> int:
+def delete(session: Session, names: TopicArguments, yes: YesOption = False) -> int:
     """Delete topics and all their records."""
+    confirm(f"Delete {', '.join(names)} and all their records?", yes=yes)
     admin = session.admin()
-    started_s = time.monotonic()
-    outcomes = settle(admin.delete_topics(names, request_timeout=session.timeout_s, operation_timeout=session.timeout_s))
-    deleted = [name for name, outcome in outcomes.items() if outcome is None]
-    if session.as_json:
-        print_json({"deleted": deleted})
-    else:
-        for name in deleted:
-            print(f"deleted topic {name}")
-    for name, outcome in outcomes.items():
-        if outcome is not None:
-            raise session.problem(outcome, repr(name), elapsed_s=time.monotonic() - started_s)
-    return 0
+    outcomes = settle(session, admin.delete_topics(names, request_timeout=session.timeout_s, operation_timeout=session.timeout_s))
+    return report(session, outcomes, done="deleted")
+
+
+def partition_row(partition: Any, topic: str, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> dict[str, Any]:
+    """One row of a topic's description; an offset is None where its leader does not tell it."""
+    key = TopicPartition(topic, partition.partition_index)
+    return {
+        "partition": key.partition,
+        "leader": partition.leader_id if partition.leader_id >= 0 else None,
+        "leader_epoch": partition.leader_epoch,
+        "replicas": list(partition.replica_nodes),
+        "isr": list(partition.isr_nodes),
+        "offline": list(partition.offline_replicas),
+        "elr": list(getattr(partition, "eligible_leader_replicas", None) or ()),
+        "last_known_elr": list(getattr(partition, "last_known_elr", None) or ()),
+        "start": starts.get(key),
+        "end": ends.get(key),
+    }
 
 
 def summarise(topic: TopicMetadata) -> dict[str, Any]:
@@ -154,47 +162,23 @@ def find_topic(session: Session, client: AdminClient, name: str) -> TopicMetadat
     return topic
 
 
-def partition_offsets(session: Session, admin: AdminClient, topic: TopicMetadata) -> dict[int, tuple[int, int]]:
-    """Start and end offset of each partition that has a leader."""
-    from confluent_kafka import KafkaException, TopicPartition
-    from confluent_kafka.admin import OffsetSpec
+def settle(session: Session, futures: Mapping[str, Any], *, is_fine: Callable[[int], bool] = lambda _code: False) -> list[Outcome]:
+    """What became of each topic; one whose error code `is_fine` is left out, for nothing was done to it."""
+    from confluent_kafka import KafkaError, KafkaException
 
-    led = [partition.id for partition in topic.partitions.values() if partition.leader >= 0]
-    found: list[dict[int, int]] = []
-    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
-        futures = admin.list_offsets({TopicPartition(topic.topic, number): spec for number in led}, request_timeout=session.timeout_s) if led else {}
-        offsets = {}
-        for partition, future in futures.items():
-            try:
-                offsets[partition.partition] = future.result().offset
-            except KafkaException:
-                continue  # A partition that is just changing its leader: shown without offsets.
-        found.append(offsets)
-    return {number: (found[0][number], found[1][number]) for number in led if number in found[0] and number in found[1]}
-
-
-def topic_configs(session: Session, admin: AdminClient, name: str) -> dict[str, str]:
-    """The configs set on the topic itself."""
-    from confluent_kafka.admin import ConfigResource, ConfigSource
-
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name)
-    with session.translated(repr(name)):
-        (future,) = admin.describe_configs([resource], request_timeout=session.timeout_s).values()
-        entries = future.result()
-    return {entry.name: entry.value for entry in entries.values() if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value}
-
-
-def settle(futures: dict[str, Any]) -> dict[str, Any]:
-    """What became of each: None for done, else its KafkaError."""
-    from confluent_kafka import KafkaException
-
-    outcomes = {}
+    started_s = time.monotonic()
+    outcomes = []
     for name, future in futures.items():
+        problem = None
         try:
             future.result()
-            outcomes[name] = None
         except KafkaException as error:
-            outcomes[name] = error.args[0]
+            code = error.args[0].code()
+            if is_fine(code):
+                continue
+            unknown = code == KafkaError.UNKNOWN_TOPIC_OR_PART
+            problem = CliError("no such topic") if unknown else session.problem(error.args[0], elapsed_s=time.monotonic() - started_s)
+        outcomes.append(Outcome(f"topic {name}", {"topic": name}, problem))
     return outcomes
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import CliError, Unreachable
+from .errors import CliError, Refused, Unreachable
 
 if TYPE_CHECKING:
     from raftlog.protocol.messages import Fields
@@ -23,6 +23,7 @@ DESCRIBE_QUORUM: Final = 55
 API_VERSIONS_VERSION: Final = 3
 RESPONSE_BYTES_MAX: Final = 100 * 1024 * 1024
 CLIENT_ID: Final = "raftlog-cli"
+CLIENT_SOFTWARE: Final[Mapping[str, str]] = {"client_software_name": CLIENT_ID, "client_software_version": "0"}
 
 
 class WireClient:
@@ -48,21 +49,32 @@ class WireClient:
     def close(self) -> None:
         self._socket.close()
 
-    def request(self, api_key: int, fields: Mapping[str, Any], *, version_max: int | None = None) -> Fields:
-        """Ask in the highest version both sides know, up to `version_max`. Raises CliError when the server does not offer the API."""
-        if not self._versions:
-            answer = self._ask(API_VERSIONS, API_VERSIONS_VERSION, {"client_software_name": CLIENT_ID, "client_software_version": "0"})
-            self._versions = {item.api_key: (item.min_version, item.max_version) for item in answer.api_keys}
-        from raftlog.protocol.messages import API_VERSIONS_BROKER
+    def request(self, api_key: int, fields: Mapping[str, Any], *, version_min: int = 0, version_max: int | None = None) -> Fields:
+        """Ask in the highest version both sides know, from `version_min` up to `version_max`.
 
-        if api_key not in self._versions:
-            raise CliError(f"{self.address} does not offer the API this needs (key {api_key})")
-        lowest, highest = self._versions[api_key]
+        Raises CliError when the server does not offer the API or no such version of it.
+        """
+        from raftlog.protocol.messages import API_VERSIONS_BROKER, api_name
+
+        offered = self.offered()
+        if api_key not in offered:
+            raise CliError(f"{self.address} does not offer what this needs: {api_name(api_key)}, API key {api_key}")
+        lowest, highest = offered[api_key]
         known_lowest, known_highest = API_VERSIONS_BROKER[api_key]
-        version = min(highest, known_highest) if version_max is None else min(highest, known_highest, version_max)
-        if version < max(lowest, known_lowest):
-            raise CliError(f"{self.address} offers versions {lowest} to {highest} of API {api_key}; known are {known_lowest} to {known_highest}")
+        needed_lowest = max(known_lowest, version_min)
+        needed_highest = known_highest if version_max is None else min(known_highest, version_max)
+        version = min(highest, needed_highest)
+        if version < max(lowest, needed_lowest):
+            needed = f"{needed_lowest} to {needed_highest}"
+            raise CliError(f"{self.address} offers versions {lowest} to {highest} of {api_name(api_key)}; this needs one of {needed}")
         return self._ask(api_key, version, fields)
+
+    def offered(self) -> Mapping[int, tuple[int, int]]:
+        """The server's APIs by key, each with its lowest and highest version."""
+        if not self._versions:
+            answer = self._ask(API_VERSIONS, API_VERSIONS_VERSION, CLIENT_SOFTWARE)
+            self._versions = {item.api_key: (item.min_version, item.max_version) for item in answer.api_keys}
+        return self._versions
 
     def _ask(self, api_key: int, version: int, fields: Mapping[str, Any]) -> Fields:
         from raftlog.protocol.messages import MalformedFrame, decode_response, encode_request
@@ -110,10 +122,17 @@ def describe_quorum(client: WireClient) -> Fields:
     return partition
 
 
-def check(code: int, message: str | None) -> None:
-    """Raise CliError for an error code in a response."""
+def refusal(code: int, message: str | None = None) -> Refused | None:
+    """What an error code in a response means, None for no error."""
     if int(code) == 0:
-        return
+        return None
     from raftlog.errors import error_for
 
-    raise CliError(message or str(error_for(int(code))).replace("_", " "))
+    return Refused(int(code), message or str(error_for(int(code))).replace("_", " "))
+
+
+def check(code: int, message: str | None = None) -> None:
+    """Raise Refused for an error code in a response."""
+    problem = refusal(code, message)
+    if problem is not None:
+        raise problem
