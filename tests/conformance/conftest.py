@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine, Served, outside_cluster
 
 from raftlog.testing import Cluster
 
@@ -123,3 +124,19 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | ProcessCluster
     running.start()
     yield running
     running.close()
+
+
+@pytest.fixture(scope="module")
+def admin_cluster() -> Iterator[Served]:
+    """Three nodes in this process for the tests of the command line, or the cluster outside that CLI_BOOTSTRAP_SERVERS names."""
+    outside = outside_cluster()
+    if outside is not None:
+        yield outside
+        return
+    with Cluster(NODES) as started:
+        yield started
+
+
+@pytest.fixture
+def cli(admin_cluster: Served, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(admin_cluster, capfd)

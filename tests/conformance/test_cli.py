@@ -15,33 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import TIMEOUT_S, from_json, output, raftlog
 
 from raftlog.testing import Cluster
-
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with Cluster(nodes=3) as started:
         yield started
-
-
-def raftlog(cluster: Cluster, *arguments: str, stdin: str = "", status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command; its exit status must be `status`."""
-    command = [sys.executable, "-m", "raftlog_cli", "-b", cluster.bootstrap_servers, "--timeout", "20", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == status, (done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def output(cluster: Cluster, *arguments: str, stdin: str = "") -> str:
-    return raftlog(cluster, *arguments, stdin=stdin).stdout
-
-
-def from_json(cluster: Cluster, *arguments: str) -> Any:
-    return json.loads(output(cluster, "--json", *arguments))
 
 
 def test_topics_from_their_creation_to_their_end(cluster: Cluster) -> None:
@@ -103,8 +85,10 @@ def test_a_file_with_rate_and_compression(cluster: Cluster, tmp_path: Path) -> N
 
 
 def test_a_record_that_is_refused_gives_status_1(cluster: Cluster) -> None:
-    output(cluster, "topics", "create", "small", "-c", "max.message.bytes=100")
-    done = raftlog(cluster, "produce", "small", "--acks", "1", "--rate", "5", stdin="x" * 500 + "\nok\n", status=1)
+    # A batch is refused as a whole, and when two records share one is up to the producer: so each goes to a partition of its own.
+    output(cluster, "topics", "create", "small", "-p", "2", "-c", "max.message.bytes=100")
+    lines = json.dumps({"partition": 0, "value": "x" * 500}) + "\n" + json.dumps({"partition": 1, "value": "ok"}) + "\n"
+    done = raftlog(cluster, "produce", "small", "--acks", "1", "--json-lines", stdin=lines, status=1)
     assert "2 sent, 1 acknowledged, 1 failed" in done.stderr and "first failure:" in done.stderr
 
 
@@ -123,7 +107,8 @@ def test_a_group_goes_on_where_it_left_off_and_shows_its_lag(cluster: Cluster) -
     rest = output(cluster, "consume", "grouped", "--group", "readers").splitlines()
     assert sorted(map(int, first + rest)) == list(range(30))
     assert from_json(cluster, "groups", "describe", "readers")["lag"] == 0
-    assert {"group": "readers", "state": "empty"} in from_json(cluster, "groups", "list")
+    (listed,) = [group for group in from_json(cluster, "groups", "list") if group["group"] == "readers"]
+    assert (listed["state"], listed["type"], listed["protocol"]) == ("empty", "classic", "consumer")
     assert "no such group" in raftlog(cluster, "groups", "describe", "nobody", status=1).stderr
 
 
@@ -172,8 +157,14 @@ def test_the_cluster_and_its_quorum(cluster: Cluster) -> None:
     assert described["cluster"] == cluster.cluster_id
     assert [broker["broker"] for broker in described["brokers"]] == [1, 2, 3]
     status = from_json(cluster, "quorum", "status")
-    assert status["leader"] == described["controller"] == cluster.active_controller()
     assert {item["node"] for item in status["replicas"]} >= {1, 2, 3}
+
+    def agree() -> bool:
+        """In the end: a loaded machine may make the controllers elect another one in between."""
+        leader = from_json(cluster, "quorum", "status")["leader"]
+        return bool(leader == from_json(cluster, "cluster", "describe")["controller"] == cluster.active_controller())
+
+    cluster.wait_until(agree)
     assert "leader" in output(cluster, "quorum", "status")
 
 

@@ -1,0 +1,80 @@
+"""`raftlog configs`: what is set, where it comes from, and changes to it."""
+
+from __future__ import annotations
+
+from command_line import CommandLine, unique
+
+
+def test_configs_of_a_topic_with_their_sources(cli: CommandLine) -> None:
+    topic = unique("configured")
+    cli("topics", "create", topic)
+    assert (
+        cli("configs", "set", "topic", topic, "retention.ms=1000", "max.message.bytes=2000")
+        == f"altered topic {topic}: retention.ms, max.message.bytes\n"
+    )
+    found = cli.json("configs", "get", "topic", topic)
+    assert found["resource"] == {"type": "topic", "name": topic}
+    own = {config["name"]: (config["value"], config["type"]) for config in found["configs"] if config["source"] == "topic"}
+    assert own == {"retention.ms": ("1000", "long"), "max.message.bytes": ("2000", "int")}
+    everything = cli.json("configs", "get", "topic", topic, "--all", "--docs")["configs"]
+    assert len(everything) > 10 and {"topic", "default"} <= {config["source"] for config in everything}
+    assert all(config["documentation"] for config in everything if config["name"] in ("retention.ms", "segment.bytes"))
+    (synonym,) = [each for each in everything if each["name"] == "retention.ms"]
+    assert synonym["synonyms"][0] == {"name": "retention.ms", "value": "1000", "source": "topic"}
+    cli("configs", "unset", "topics", topic, "retention.ms", "max.message.bytes")
+    assert cli("configs", "get", "topic", topic, "retention.ms").splitlines()[1].split()[2] == "default"
+
+
+def test_what_is_wrong_with_configs_is_said(cli: CommandLine) -> None:
+    topic = unique("misconfigured")
+    cli("topics", "create", topic)
+    assert cli.complaints("configs", "get", "topic", topic, "no.such") == [f"topic {topic} has no config 'no.such'"]
+    assert len(cli.complaints("configs", "get", "topic", "nowhere")) == 1
+    assert "no.such" in cli.complaints("configs", "set", "topic", topic, "no.such=1")[0]
+    assert cli.json("configs", "set", "topic", topic, "retention.ms=x", status=1)["altered"] == []
+    assert cli.complaints("configs", "get", "broker", "77")[0].startswith("no broker 77 at the moment; there are 1, 2, 3")
+    assert cli.complaints("configs", "get", "user", "x", status=2)[0].startswith("there are no configs of 'user'")
+    assert cli.complaints("configs", "set", "broker", "one", "x=1", status=2)[0].startswith("'one' is no broker's id, nor default")
+
+
+def test_configs_of_brokers_one_by_one_and_together(cli: CommandLine) -> None:
+    cli("configs", "set", "broker", "2", "message.max.bytes=2000000")
+    cli("configs", "set", "broker", "default", "log.retention.ms=86400000")
+    try:
+        found = cli.json("configs", "get", "broker", "2", "message.max.bytes", "log.retention.ms")["configs"]
+        assert {config["name"]: (config["value"], config["source"]) for config in found} == {
+            "message.max.bytes": ("2000000", "broker"),
+            "log.retention.ms": ("86400000", "all brokers"),
+        }
+        (other,) = cli.json("configs", "get", "broker", "1", "message.max.bytes")["configs"]
+        assert other["source"] == "default"
+        assert cli.json("configs", "get", "broker", "default")["resource"] == {"type": "broker", "name": "default"}
+    finally:
+        cli("configs", "unset", "broker", "2", "message.max.bytes")
+        cli("configs", "unset", "broker", "default", "log.retention.ms")
+    assert cli.json("configs", "get", "broker", "2", "message.max.bytes")["configs"][0]["source"] == "default"
+
+
+def test_a_read_only_config_is_not_set(cli: CommandLine) -> None:
+    (line,) = cli.complaints("configs", "set", "broker", "1", "log.dirs=/elsewhere")
+    assert line.startswith("broker 1: ") and "log.dirs" in line
+
+
+def test_items_join_and_leave_a_list(cli: CommandLine) -> None:
+    topic = unique("listed")
+    cli("topics", "create", topic)
+    name = "leader.replication.throttled.replicas"
+    cli("configs", "set", "topic", topic, f"{name}=0:1")
+    cli("configs", "set", "topic", topic, f"{name}+=0:2")
+    assert cli.json("configs", "get", "topic", topic, name)["configs"][0]["value"] == "0:1,0:2"
+    cli("configs", "set", "topic", topic, f"{name}-=0:1")
+    assert cli.json("configs", "get", "topic", topic, name)["configs"][0]["value"] == "0:2"
+
+
+def test_resources_are_listed(cli: CommandLine) -> None:
+    topic = unique("resource")
+    cli("topics", "create", topic)
+    listed = cli.json("configs", "list")
+    assert {"type": "topic", "name": topic} in listed and {"type": "broker", "name": "1"} in listed
+    assert {item["type"] for item in cli.json("configs", "list", "topic")} == {"topic"}
+    assert cli("configs", "list", "topic").splitlines()[0].split() == ["TYPE", "NAME"]
