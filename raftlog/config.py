@@ -162,6 +162,7 @@ class Settings:
     log_retention_bytes: int = setting(
         -1, mode=CLUSTER_WIDE, type=LONG, doc="Oldest segments beyond this size of a partition are deleted; -1: never.", minimum=-1
     )
+    num_recovery_threads_per_data_dir: int = setting(8, doc="Logs that are opened, or flushed and closed, at a time.", minimum=1)
     log_cleanup_policy: tuple[str, ...] = setting(
         ("delete",), mode=CLUSTER_WIDE, doc="What becomes of old segments: they are deleted.", one_of=("delete",)
     )
@@ -205,6 +206,7 @@ class Settings:
 
     # Replication
     replica_lag_time_max_ms: int = setting(30000, type=LONG, doc="A follower that has not caught up for so long leaves the ISR.", minimum=10)
+    max_request_partition_size_limit: int = setting(2000, doc="Most partitions in one response to DescribeTopicPartitions.", minimum=1)
     fetch_max_bytes: int = setting(57671680, doc="Most bytes of records in one response to a consumer's fetch.", minimum=1024)
     max_incremental_fetch_session_cache_slots: int = setting(1000, doc="Fetch sessions remembered at a time.", minimum=0)
     replica_selector_class: str | None = setting(
@@ -315,10 +317,11 @@ def load(
     texts: dict[str, str] = parse_properties(file_text)
     texts.update(_from_environ(environ or {}))
     texts.update(overrides or {})
+    unknown = [repr(name) for name in texts if name not in KEYS]
+    if unknown:
+        raise ConfigError(f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}")
     values = {}
     for name, text in texts.items():
-        if name not in KEYS:
-            raise ConfigError(f"unknown setting {name!r}")
         try:
             values[KEYS[name].field] = KEYS[name].parse(text)
         except InvalidConfig as error:

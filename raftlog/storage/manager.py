@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_LOOK_MS: Final = 1000  # Between two looks for records that waited for `flush.ms`; less where a topic's is less.
 FLUSH_LOOK_MS_MIN: Final = 10
-LOGS_AT_ONCE_MAX: Final = 8  # Opened or closed concurrently; more would only wait for the same disk.
 DELETED_SUFFIX: Final = "-delete"
 STRAY_SUFFIX: Final = "-stray"
 FILE_NAME_CHARACTERS_MAX: Final = 255
@@ -125,7 +124,7 @@ class LogManager:
             self._add(log)
             await asyncio.sleep(0)  # Whoever else is on this loop goes on.
 
-        await _a_few_at_once(open_one(name) for name in found)
+        await _a_few_at_once((open_one(name) for name in found), at_once=self._at_once(len(found)))
 
     def _take_clean_mark(self) -> bool:
         """Whether the last shutdown was clean; the next one is not, until it is."""
@@ -352,7 +351,7 @@ class LogManager:
             except KafkaStorageError as error:
                 failures.append(str(error))
 
-        await _a_few_at_once(close_one(log) for log in self._logs.values())
+        await _a_few_at_once((close_one(log) for log in self._logs.values()), at_once=self._at_once(len(self._logs)))
         try:
             await self._checkpoint_logs()
             if not failures and not any(log.failed for log in self._logs.values()):
@@ -387,19 +386,23 @@ class LogManager:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _at_once(self, count: int) -> int:
+        """How many of so many logs are opened or closed at a time."""
+        return min(count, self._settings.num_recovery_threads_per_data_dir)
+
     def _path(self, name: str) -> str:
         return f"{self.directory}/{name}"
 
 
-async def _a_few_at_once(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all, LOGS_AT_ONCE_MAX at a time. The first error is raised after those running have ended."""
+async def _a_few_at_once(work: Iterable[Coroutine[Any, Any, None]], *, at_once: int) -> None:
+    """Run all, `at_once` at a time: more would only wait for the same disk. The first error is raised after those running have ended."""
     waiting = iter(work)
 
     async def run() -> None:
         for one in waiting:
             await one
 
-    results = await asyncio.gather(*(run() for _ in range(LOGS_AT_ONCE_MAX)), return_exceptions=True)
+    results = await asyncio.gather(*(run() for _ in range(at_once)), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

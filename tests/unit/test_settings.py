@@ -132,6 +132,11 @@ node.id=2
         parse_properties("a=b\nword")
 
 
+def test_all_unknown_settings_are_named_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown settings 'num\.io\.threads', 'num\.network\.threads'$"):
+        load("num.io.threads=8\nnum.partitions=x\nnum.network.threads=3", overrides=OWN)
+
+
 def test_what_was_given_is_known() -> None:
     settings = load("num.partitions=1", overrides=OWN)
     assert settings.given == {*OWN, "num.partitions"}

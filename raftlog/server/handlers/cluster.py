@@ -24,7 +24,6 @@ from raftlog.server.router import Handler
 NO_TOPIC_ID: Final = UUID(int=0)
 BROKERS: Final = 1  # DescribeCluster's endpoint types.
 CONTROLLERS: Final = 2
-PARTITIONS_PER_RESPONSE_MAX: Final = 2000  # Kafka's max.request.partition.size.limit.
 
 LISTED_AFTER_FENCING_MS: Final = 5_000
 SUSPECTED_MS: Final = 500  # A dead node is fenced before that; one that is not is no longer suspected.
@@ -194,7 +193,7 @@ class ClusterHandlers:
             start = cursor.partition_index if names and names[0] == cursor.topic_name else 0
             if start < 0:
                 raise InvalidRequest(f"cursor at partition {start}")
-        room = max(1, min(request.response_partition_limit, PARTITIONS_PER_RESPONSE_MAX))
+        room = max(1, min(request.response_partition_limit, self._settings.max_request_partition_size_limit))
         topics: list[dict[str, Any]] = []
         next_cursor: dict[str, Any] | None = None
         for name in names:

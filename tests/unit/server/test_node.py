@@ -144,7 +144,7 @@ def test_metadata_tells_of_brokers_topics_and_what_is_missing(tmp_path: Path) ->
 
 def test_describe_apis(tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(settings(tmp_path)) as node:
+        async with running(settings(tmp_path, max_request_partition_size_limit="2")) as node:
             await create(node, "events", 3)
             cluster = await ask(node, ApiKey.DESCRIBE_CLUSTER, {"endpoint_type": 1})
             assert [(broker.broker_id, broker.is_fenced) for broker in cluster.brokers] == [(1, False)]
@@ -154,7 +154,7 @@ def test_describe_apis(tmp_path: Path) -> None:
             pages = []
             cursor = None
             while True:
-                fields = {"topics": [], "response_partition_limit": 2, "cursor": cursor}
+                fields = {"topics": [], "response_partition_limit": 1000, "cursor": cursor}
                 page = await ask(node, ApiKey.DESCRIBE_TOPIC_PARTITIONS, fields)
                 pages.append([partition.partition_index for topic in page.topics for partition in topic.partitions])
                 if page.next_cursor is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftlog.config import KEYS, Settings, UpdateMode
+from raftlog.config import KEYS, UpdateMode, load
 from raftlog.config_types import ConfigType
 from raftlog.core.controller.config_changes import check_broker_changes, misshapen, node_id_of
 from raftlog.core.controller.configs import decide_alter_configs, decide_incremental_alter_configs
+from raftlog.core.controller.topics import decide_create_topics
 from raftlog.core.metadata import records as r
 from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource
 from raftlog.core.metadata.features import bootstrap_records
@@ -21,7 +24,8 @@ from raftlog.errors import ErrorCode, InvalidConfig, InvalidRequest
 from raftlog.topic_config import KEYS as TOPIC_KEYS
 from raftlog.topic_config import TopicConfig
 
-SETTINGS = Settings(node_id=1, controller_quorum_voters=("1@h:1", "2@h:2"))
+NODE = {"node.id": "1", "controller.quorum.voters": "1@h:1,2@h:2", "listeners": "PLAINTEXT://h:3,CONTROLLER://h:1"}
+SETTINGS = load(overrides=NODE)
 TOPIC, BROKER = r.RESOURCE_TOPIC, r.RESOURCE_BROKER
 SET, DELETE, APPEND, SUBTRACT = range(4)
 
@@ -37,8 +41,6 @@ def resource(*configs: tuple[Any, ...], kind: int = TOPIC, name: str = "t") -> S
 
 
 def with_topic() -> MetadataImage:
-    import uuid
-
     records = [*bootstrap_records(), r.TopicRecord(name="t", topic_id=uuid.UUID(int=500))]
     return MetadataImage().apply_batch(records, offset=len(records), epoch=1)[0]
 
@@ -161,6 +163,30 @@ def test_a_replaced_broker_resource_loses_what_it_does_not_name() -> None:
     _, image = alter(with_topic(), resource(("message.max.bytes", "5"), ("log.retention.ms", "9"), kind=BROKER, name=""), incremental=False)
     _, image = alter(image, resource(("log.retention.ms", "8"), kind=BROKER, name=""), incremental=False)
     assert image.configs == {(BROKER, ""): {"log.retention.ms": "8"}}
+
+
+def test_a_created_topic_is_told_with_where_its_configs_come_from() -> None:
+    topic = {"name": "new", "num_partitions": 1, "replication_factor": 1, "assignments": ()}
+    records = [
+        r.RegisterBrokerRecord(broker_id=1, incarnation_id=uuid.UUID(int=7), broker_epoch=1, fenced=False, end_points=(), features=(), rack=None),
+        r.ConfigRecord(resource_type=BROKER, resource_name="", name="message.max.bytes", value="5"),
+        r.ConfigRecord(resource_type=BROKER, resource_name="", name="log.retention.ms", value="6"),
+        r.ConfigRecord(resource_type=BROKER, resource_name="1", name="log.retention.ms", value="7"),
+        r.ConfigRecord(resource_type=BROKER, resource_name="2", name="min.insync.replicas", value="8"),
+    ]
+    image, _ = with_topic().apply_batch(records, offset=50, epoch=1)
+    configs = (fields(name="flush.ms", value="9"), fields(name="unclean.leader.election.enable", value="TRUE"))
+    request = fields(topics=(fields(**topic, configs=configs),), validate_only=True)
+    static = load(overrides={**dict(NODE), "log.roll.hours": "1"})
+    (reply,) = decide_create_topics(image, request, settings=static, chance=random.Random(1)).reply["topics"]
+    told = {entry["name"]: (entry["value"], entry["config_source"]) for entry in reply["configs"]}
+    assert told["flush.ms"] == ("9", ConfigSource.TOPIC)
+    assert told["unclean.leader.election.enable"] == ("TRUE", ConfigSource.TOPIC)
+    assert told["retention.ms"] == ("7", ConfigSource.DYNAMIC_BROKER)
+    assert told["max.message.bytes"] == ("5", ConfigSource.DYNAMIC_DEFAULT_BROKER)
+    assert told["segment.ms"] == ("3600000", ConfigSource.STATIC_BROKER)
+    assert told["min.insync.replicas"] == ("1", ConfigSource.DEFAULT)
+    assert told.keys() == TOPIC_KEYS.keys() and list(told) == sorted(told)
 
 
 NUMBERS = st.integers(-3, 2**40).map(str)
