@@ -19,12 +19,13 @@ from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Is
 from raftlog.broker.sessions import SessionFetches
 from raftlog.broker.throttles import ReplicationThrottles
 from raftlog.config import Settings
+from raftlog.core.log.producers import ProducerState
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage
 from raftlog.core.metadata.image import Partition as PartitionImage
 from raftlog.core.metadata.records import RESOURCE_TOPIC
 from raftlog.environment import Buffer, Environment
 from raftlog.errors import ApiError, InvalidRequiredAcks, InvalidTopic, KafkaStorageError, NotLeaderOrFollower, StorageError, error_for
-from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, TopicId, TopicName, TopicPartition
+from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, ProducerId, TopicId, TopicName, TopicPartition
 from raftlog.protocol.batches import iterate_headers
 from raftlog.protocol.wire import NO_UUID
 from raftlog.topic_config import TopicConfig
@@ -437,6 +438,12 @@ class ReplicaManager:
     def log_start_offset(self, partition: TopicPartition) -> Offset:
         """Of a hosted partition. Raises UnknownTopicOrPartition or NotLeaderOrFollower."""
         return self._hosted.find(partition).log.log_start_offset
+
+    def producers(self, partition: TopicPartition) -> list[tuple[ProducerId, ProducerState]]:
+        """The idempotent producers that a hosted partition remembers. Raises UnknownTopicOrPartition, NotLeaderOrFollower, KafkaStorageError."""
+        hosted = self._hosted.find(partition)
+        hosted.require_reader(NO_LEADER_EPOCH)
+        return hosted.log.producers.all()
 
     async def list_offset(
         self,

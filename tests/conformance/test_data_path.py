@@ -77,9 +77,9 @@ def stored(cluster: Cluster, topic: str) -> list[Any]:
     return cluster.run(read)
 
 
-def as_aiokafka_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
+def as_aiokafka_reads(cluster: Cluster, topic: str, count: int, **settings: Any) -> list[Any]:
     async def main() -> list[Any]:
-        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest")
+        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest", **settings)
         consumer.assign([aiokafka.TopicPartition(topic, 0)])
         await consumer.start()
         try:
@@ -91,10 +91,11 @@ def as_aiokafka_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
     return asyncio.run(main())
 
 
-def as_kafka_python_reads(cluster: Cluster, topic: str, count: int) -> list[Any]:
+def as_kafka_python_reads(cluster: Cluster, topic: str, count: int, **settings: Any) -> list[Any]:
     import kafka
 
-    consumer = KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, auto_offset_reset="earliest", consumer_timeout_ms=TIMEOUT_S * 1000)
+    settings = {"auto_offset_reset": "earliest", "consumer_timeout_ms": TIMEOUT_S * 1000, **settings}
+    consumer = KafkaConsumer(bootstrap_servers=cluster.bootstrap_servers, **settings)
     consumer.assign([kafka.TopicPartition(topic, 0)])
     try:
         return [next(consumer) for _ in range(count)]
@@ -233,6 +234,38 @@ def test_both_isolation_levels_read_all(cluster: Cluster, isolation: str) -> Non
     assert len(consume(cluster, topic, 100, **{"isolation.level": isolation})) == 100
 
 
+# --- producers --------------------------------------------------------------------------------------------------------
+
+
+def test_idempotent_producers_are_described(cluster: Cluster) -> None:
+    import kafka
+    from kafka.admin import KafkaAdminClient
+
+    topic = new_topic(cluster)
+    began_ms = int(time.time() * 1000)
+    produce(cluster, topic, [{"value": b"x"}] * 7, **{"enable.idempotence": True})
+    produce(cluster, topic, [{"value": b"x"}], **{"enable.idempotence": False})
+    produce(cluster, topic, [{"value": b"x"}] * 3, **{"enable.idempotence": True})
+    admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    name = kafka.TopicPartition(topic, 0)
+    try:
+        for node_id in (None, *cluster.node_ids):
+            cluster.wait_until(lambda node_id=node_id: len(_producers(admin, name, node_id)) == 2)
+            first, second = _producers(admin, name, node_id)
+            assert first.producer_id != second.producer_id
+            assert [(each.producer_epoch, each.last_sequence) for each in (first, second)] == [(0, 6), (0, 2)]
+            assert all(began_ms <= each.last_timestamp <= time.time() * 1000 for each in (first, second))
+        with pytest.raises(kafka.errors.UnknownTopicOrPartitionError):
+            admin.describe_producers([kafka.TopicPartition(topic, 9)], broker_id=1)
+    finally:
+        admin.close()
+
+
+def _producers(admin: Any, name: Any, node_id: int | None) -> list[Any]:
+    (state,) = admin.describe_producers([name], broker_id=node_id).values()
+    return list(state.active_producers)
+
+
 # --- the replica in one's own rack -----------------------------------------------------------------------------------
 
 
@@ -299,3 +332,14 @@ def test_a_dead_preferred_replica_sends_its_consumers_back(cluster: Cluster) -> 
     finally:
         consumer.close()
         cluster.restart(nearest)
+
+
+def test_other_clients_read_from_their_rack(cluster: Cluster) -> None:
+    topic = new_topic(cluster)
+    produce(cluster, topic, [{"value": bytes(1000)} for _ in range(50)], acks="all")
+    leader = cluster.leader_of(topic)
+    nearest = next(node_id for node_id in cluster.node_ids if node_id != leader)
+    for read in (as_aiokafka_reads, as_kafka_python_reads):
+        before = bytes_out(cluster)
+        assert [message.offset for message in read(cluster, topic, 50, client_rack=RACKS[nearest - 1])] == list(range(50))
+        assert set(served(cluster, before)) == {nearest}, read

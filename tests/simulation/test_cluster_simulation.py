@@ -55,6 +55,7 @@ def test_a_life_of_a_cluster(seed: int) -> None:
     outcome = simulate(seed, faults_until_s=SHORT_S)
     assert not outcome.problems, f"scripts/simulate --seed {seed} --seeds 1 --faults-until {SHORT_S:g}"
     assert outcome.verdict.sends_acknowledged > 20, f"seed {seed}: too little happened for it to mean anything"
+    assert outcome.read_from_followers > 0, f"seed {seed}: no consumer read from a follower"
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)

@@ -85,6 +85,10 @@ class ProducerStates:
     def get(self, producer_id: ProducerId) -> ProducerState | None:
         return self._states.get(producer_id)
 
+    def all(self) -> list[tuple[ProducerId, ProducerState]]:
+        """The producers known, each with its state, in the order in which they came."""
+        return list(self._states.items())
+
     @property
     def first_unstable_offset(self) -> Offset | None:
         """Where the oldest open transaction begins."""

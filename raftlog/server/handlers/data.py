@@ -21,11 +21,13 @@ from raftlog.errors import (
     FetchSessionIdNotFound,
     FetchSessionTopicIdError,
     InvalidFetchSessionEpoch,
+    InvalidRequest,
     TransactionalIdAuthorizationFailed,
 )
 from raftlog.ids import NO_NODE, NodeId
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
+from raftlog.protocol.batches import NO_PRODUCER_EPOCH, NO_PRODUCER_ID
 from raftlog.protocol.fetch import RACKS_FROM, TOPIC_IDS_FROM, FetchedPartition, FetchRequest, encode_fetch_response, parse_fetch_request
 from raftlog.protocol.messages import Fields
 from raftlog.protocol.produce import Topic
@@ -34,6 +36,8 @@ from raftlog.server.router import Handler, RawHandler
 
 if TYPE_CHECKING:
     pass
+
+LAST_PRODUCER_FROM: Final = 3  # InitProducerId: a producer says which id and epoch it had.
 
 _HINTED: Final = frozenset({ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
 _OK: Final = ErrorCode.none
@@ -167,8 +171,12 @@ class DataHandlers:
     async def init_producer_id(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer InitProducerId v0-v5 (key 22) of an idempotent producer: a new id, epoch 0. Source: KIP-98, KIP-360.
 
-        Raises TransactionalIdAuthorizationFailed for one that names a transactional id.
+        From v3 on a producer says which id and epoch it had: one without transactions gets a new id all the same, as in Kafka.
+        Raises InvalidRequest for an id without an epoch or an epoch without an id, TransactionalIdAuthorizationFailed for a
+        producer that names a transactional id.
         """
+        if context.api_version >= LAST_PRODUCER_FROM and (request.producer_id == NO_PRODUCER_ID) != (request.producer_epoch == NO_PRODUCER_EPOCH):
+            raise InvalidRequest(f"producer id {request.producer_id} does not go with epoch {request.producer_epoch}")
         if request.transactional_id is not None:
             logger.info("client %s asks for transactions: %s", context.client_id, NO_TRANSACTIONS)
             raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)

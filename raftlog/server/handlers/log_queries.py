@@ -1,6 +1,6 @@
-"""Questions about a partition's log: offsets by timestamp, and where leader epochs end.
+"""Questions about a partition's log: offsets by timestamp, where leader epochs end, and who produces to it.
 
-ListOffsets v1-v11, OffsetForLeaderEpoch v2-v4. Nothing is tiered, so "latest tiered" and "earliest pending upload" have no
+ListOffsets v1-v11, OffsetForLeaderEpoch v2-v4, DescribeProducers v0. Nothing is tiered, so "latest tiered" and "earliest pending upload" have no
 offset, as in Kafka where tiered storage is off.
 """
 
@@ -19,6 +19,7 @@ from raftlog.broker.reads import (
     TimestampedOffset,
 )
 from raftlog.broker.replicas import ReplicaManager
+from raftlog.core.controller.topics import check_topic_name
 from raftlog.errors import ApiError, ErrorCode, InvalidRequest, UnsupportedVersion
 from raftlog.ids import NO_LEADER_EPOCH, NO_TIMESTAMP, TopicPartition
 from raftlog.network.connection import RequestContext
@@ -50,7 +51,11 @@ class LogQueryHandlers:
         self._replicas = replicas
 
     def handlers(self) -> Mapping[int, Handler]:
-        return {ApiKey.LIST_OFFSETS: self.list_offsets, ApiKey.OFFSET_FOR_LEADER_EPOCH: self.offset_for_leader_epoch}
+        return {
+            ApiKey.LIST_OFFSETS: self.list_offsets,
+            ApiKey.OFFSET_FOR_LEADER_EPOCH: self.offset_for_leader_epoch,
+            ApiKey.DESCRIBE_PRODUCERS: self.describe_producers,
+        }
 
     async def list_offsets(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer ListOffsets v1-v11 (key 2): the first offset at or after a timestamp in ms, or at a special one.
@@ -119,3 +124,37 @@ class LogQueryHandlers:
         except ApiError as error:
             return {"partition": item.partition, "error_code": error.code}
         return {"partition": item.partition, "error_code": ErrorCode.none, "leader_epoch": end.epoch, "end_offset": end.end_offset}
+
+    def describe_producers(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        """Answer DescribeProducers v0 (key 61): the idempotent producers that partitions remember. Source: KIP-664.
+
+        As with Kafka, every replica answers for itself.
+        """
+        return {
+            "topics": [
+                {"name": topic.name, "partitions": [self._producers(TopicPartition(topic.name, index)) for index in topic.partition_indexes]}
+                for topic in request.topics
+            ]
+        }
+
+    def _producers(self, partition: TopicPartition) -> dict[str, Any]:
+        try:
+            check_topic_name(partition.topic)
+            producers = self._replicas.producers(partition)
+        except ApiError as error:
+            return {"partition_index": partition.partition, "error_code": error.code, "error_message": str(error) or None, "active_producers": ()}
+        return {
+            "partition_index": partition.partition,
+            "error_code": ErrorCode.none,
+            "active_producers": [
+                {
+                    "producer_id": producer_id,
+                    "producer_epoch": state.epoch,
+                    "last_sequence": state.last_sequence,
+                    "last_timestamp": state.last_timestamp_ms,
+                    "coordinator_epoch": state.coordinator_epoch,
+                    "current_txn_start_offset": -1 if state.transaction_start is None else state.transaction_start,
+                }
+                for producer_id, state in producers
+            ],
+        }

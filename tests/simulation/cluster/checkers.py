@@ -19,7 +19,7 @@ from tests.simulation.cluster.harness import SimulatedCluster
 LOOK_EVERY_S: Final = 0.02
 PROBLEMS_MAX: Final = 20
 READ_BYTES_MAX: Final = 1 << 24
-MIN_ISR: Final = {"events": 2, "churn": 2}
+MIN_ISR: Final = {"events": 2, "churn": 2, "stamped": 2}
 
 
 class Watch:

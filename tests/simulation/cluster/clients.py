@@ -14,6 +14,7 @@ from raftlog.ids import TopicPartition
 from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.batches import Record, decode_records, encode_batch
 from raftlog.protocol.messages import ApiKey, Fields
+from raftlog.protocol.wire import NO_UUID
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.schedule import Tempo
 
@@ -43,6 +44,7 @@ SURELY_REFUSED: Final = frozenset(
 
 
 BATCH_RECORDS_MAX: Final = 4
+PADDED_SHARE: Final = 0.3
 
 
 class Oracle(Protocol):
@@ -50,6 +52,12 @@ class Oracle(Protocol):
 
     def epoch_at(self, port: int, topic: str, partition: int) -> int:
         """The partition's leader epoch as the node at `port` knows it; -1 when it knows none or does not run."""
+
+    def mark(self, topic: str, partition: int) -> int:
+        """The highest high watermark that was seen of it at any node so far."""
+
+    def runs(self, port: int) -> bool:
+        """Whether the node at `port` runs."""
 
     def is_deposed(self, port: int, topic: str, partition: int) -> bool:
         """Whether the cluster has committed another leader epoch of the partition than the node at `port` knows of."""
@@ -129,6 +137,10 @@ class Client:
             raise Gone(f"{topic}-{partition} has no leader")
         return self._ports[leader]
 
+    def port_of(self, node_id: int) -> int | None:
+        """By the metadata asked for last."""
+        return self._ports.get(node_id)
+
     def leader_epoch(self, topic: str, partition: int) -> int:
         return self._leaders.get((topic, partition), (-1, -1))[1]
 
@@ -155,12 +167,13 @@ class Admin(Client):
                 pass
             await self.pause()
 
-    async def delete_topic(self, topic: str) -> None:
-        """Insist until the topic is gone."""
+    async def delete_topic(self, topic: str, topic_id: uuid.UUID) -> None:
+        """Insist until the topic is gone. By its id where that is known: what is late must not hit the next of the name."""
+        named = {"name": topic} if topic_id == NO_UUID else {"name": None, "topic_id": topic_id}
         while True:
             try:
-                answer = await self.ask_anyone(ApiKey.DELETE_TOPICS, {"topics": [{"name": topic}], "timeout": REQUEST_MS_MAX})
-                if answer.responses[0].error_code in (ErrorCode.none, ErrorCode.unknown_topic_or_partition):
+                answer = await self.ask_anyone(ApiKey.DELETE_TOPICS, {"topics": [named], "timeout": REQUEST_MS_MAX})
+                if answer.responses[0].error_code in (ErrorCode.none, ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id):
                     return
             except Gone:
                 pass
@@ -180,6 +193,7 @@ class Producer(Client):
     """
 
     insist_ms = 20_000
+    padding_bytes = 0  # Of a header that some batches get: they are large as they come, and compress well.
 
     def __init__(self, *args: Any, topic: str, partition: int, acks: int, idempotent: bool, name: str = "") -> None:
         super().__init__(*args)
@@ -236,7 +250,8 @@ class Producer(Client):
                 self._producer = None  # Nobody knows which sequence the broker has: begin anew, as clients do.
 
     def _batch(self, values: Sequence[int]) -> bytes:
-        records = [Record(index, 1_700_000_000_000, None, str(value).encode(), ()) for index, value in enumerate(values)]
+        padding = (("padding", bytes(self.padding_bytes)),) if self.padding_bytes and self.chance.random() < PADDED_SHARE else ()
+        records = [Record(index, 1_700_000_000_000, None, str(value).encode(), padding) for index, value in enumerate(values)]
         if self._producer is None:
             return encode_batch(records)
         return encode_batch(records, producer_id=self._producer[0], producer_epoch=self._producer[1], base_sequence=self._sequence)
@@ -322,6 +337,11 @@ class Consumer(Client):
     async def fetch(self) -> tuple[int, list[tuple[str, int, int]]]:
         """(high watermark, records from `position` on); the position moves on. Raises Gone, PeerUnreachable."""
         port = await self.leader_port(self.topic, self.partition)
+        found = await self.fetch_from(port)
+        return found.high_watermark, self.take_records(found)
+
+    async def fetch_from(self, port: int, *, rack: str = "") -> Fields:
+        """One fetch from `position` on. Raises Refused, PeerUnreachable."""
         epoch = self.leader_epoch(self.topic, self.partition)
         own_epoch = self.oracle.epoch_at(port, self.topic, self.partition)
         target = {"partition": self.partition, "current_leader_epoch": epoch, "fetch_offset": self.position, "partition_max_bytes": 1 << 20}
@@ -332,6 +352,7 @@ class Consumer(Client):
             "max_bytes": 1 << 22,
             "isolation_level": 0,
             "topics": [{"topic": self.topic, "partitions": [target]}],
+            "rack_id": rack,
         }
         answer = await self.ask(port, ApiKey.FETCH, fields)
         found = answer.responses[0].partitions[0]
@@ -339,12 +360,16 @@ class Consumer(Client):
             raise Refused(f"fetch of {self.name}: {found.error_code!r}")
         if epoch < own_epoch and self.name == f"{self.topic}-{self.partition}":
             self.recorder.complain(f"a fetch of {self.name} in leader epoch {epoch} was served in epoch {own_epoch}")
+        return found
+
+    def take_records(self, found: Fields) -> list[tuple[str, int, int]]:
+        """What is new of an answer; the position moves on."""
         records = [
             (self.name, record.offset, int(record.value or b"0")) for record in decode_records(found.records or b"") if record.offset >= self.position
         ]
         if records:
             self.position = records[-1][1] + 1
-        return found.high_watermark, records
+        return records
 
     async def read_to_end(self) -> None:
         """The final read, when all faults are healed: insists until the end is reached."""

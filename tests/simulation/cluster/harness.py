@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raftlog.config import Settings, load
+from raftlog.config import RACK_AWARE_SELECTOR, Settings, load
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.environment import Environment
 from raftlog.errors import StorageError
@@ -37,7 +37,13 @@ SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
     "auto.create.topics.enable": "false",
     "leader.imbalance.check.interval.seconds": "10",
     "log.flush.offset.checkpoint.interval.ms": "5000",
+    "replica.selector.class": RACK_AWARE_SELECTOR,
 }
+
+
+def rack_of(node_id: int) -> str:
+    """Each node is in one of its own."""
+    return f"rack-{node_id}"
 
 
 @dataclass(slots=True)
@@ -291,6 +297,7 @@ class SimulatedCluster:
             "listeners": listeners,
             "controller.quorum.voters": ",".join(f"{voter}@127.0.0.1:{self._ports[voter][1]}" for voter in self.voters),
             "log.dirs": f"/node-{node_id}",
+            "broker.rack": rack_of(node_id),
         }
         return load(overrides={**self._settings, **own})
 

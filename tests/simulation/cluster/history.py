@@ -18,6 +18,7 @@ class Recorder:
         self.problems: list[str] = []  # What a client saw that no order of events can explain.
         self._producers: dict[tuple[int, int], str] = {}
         self.generations: dict[str, int] = {}  # The newest of each group in which a member has got its assignment.
+        self._stamps: dict[tuple[str, int], int] = {}
         self._assigned: dict[tuple[str, int, str], str] = {}
 
     def _now_ns(self) -> int:
@@ -55,6 +56,12 @@ class Recorder:
             other = self._assigned.setdefault((group, generation, partition), process)
             if other != process:
                 self.complain(f"{partition} is assigned to {other} and to {process} in generation {generation} of {group}")
+
+    def stamped(self, partition: str, base_offset: int, time_ms: int) -> None:
+        """A batch's time by its broker is the same for everybody."""
+        before = self._stamps.setdefault((partition, base_offset), time_ms)
+        if before != time_ms:
+            self.complain(f"the batch of {partition} at {base_offset} has time {time_ms}, and had {before}")
 
     def count(self, f: str, outcome: str) -> int:
         return sum(1 for operation in self.operations if operation.f == f and operation.outcome == outcome)

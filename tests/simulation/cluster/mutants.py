@@ -15,6 +15,7 @@ from raftlog.broker.coordinator_partition import CoordinatorPartition
 from raftlog.broker.coordinators import GroupCoordinators
 from raftlog.broker.lifecycle import BrokerLifecycle
 from raftlog.broker.partition import Change, Partition
+from raftlog.broker.replicas import ReplicaManager
 from raftlog.core.controller import brokers, elections, partitions, producers
 from raftlog.core.coordinators.group import Group
 from raftlog.core.coordinators.shard import Shard
@@ -22,6 +23,7 @@ from raftlog.core.decision import Decision
 from raftlog.core.log.producers import ProducerStates
 from raftlog.core.metadata import image as images
 from raftlog.core.metadata import records as r
+from raftlog.core.metadata.configs import BrokerConfigs
 from raftlog.core.replication.follower import FollowerState
 from raftlog.core.replication.leader import LeaderState
 from raftlog.errors import OffsetOutOfRange
@@ -111,6 +113,14 @@ def acknowledge_before_high_watermark() -> Any:
 @_mutant("consumers read above the high watermark")
 def consumers_read_above_high_watermark() -> Any:
     return _around(Partition, "read", lambda right, self, target, **kwargs: right(self, target, **{**kwargs, "is_follower": True}))
+
+
+@_mutant("a follower serves consumers above its high watermark")
+def follower_serves_above_high_watermark() -> Any:
+    def wrong(right: Any, self: Partition, target: Any, *, is_follower: bool, **kwargs: Any) -> Any:
+        return right(self, target, is_follower=is_follower or self.leading is None, **kwargs)
+
+    return _around(Partition, "read", wrong)
 
 
 @_mutant("acks=all is accepted and committed with an ISR below min.insync.replicas")
@@ -375,6 +385,22 @@ def vote_lost() -> Any:
 @_mutant("entries go before the snapshot that holds them is on the disk")
 def snapshot_durable_late() -> Any:
     return _without(snapshot_durable_first=False, reconciled_first=False)
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+@_mutant("a broker's logs do not hear of other defaults of topics")
+def defaults_not_followed() -> Any:
+    return mock.patch.object(ReplicaManager, "reconfigure", lambda self, settings: setattr(self, "_settings", settings))
+
+
+@_mutant("a config of all brokers comes before a broker's own")
+def own_config_beneath_the_common_one() -> Any:
+    def wrong(right: Any, self: BrokerConfigs) -> Any:
+        return right(dataclasses.replace(self, own=self.common, common=self.own))
+
+    return _around(BrokerConfigs, "in_force", wrong)
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 from collections import Counter
@@ -10,16 +11,19 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raftlog.errors import ApiError
 from raftlog.ids import TopicPartition
 from raftlog.testing import virtual_time
 from raftlog.testing.histories import Verdict, check
 from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
+from tests.simulation.cluster.configs import Configurer
 from tests.simulation.cluster.groups import Auditor, LoneConsumer, Member
-from tests.simulation.cluster.harness import SimulatedCluster
+from tests.simulation.cluster.harness import SimulatedCluster, rack_of
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.nemesis import Nemesis
 from tests.simulation.cluster.probes import AlterPartitionProbe
+from tests.simulation.cluster.readers import STAMPED, STAMPED_CONFIGS, NearConsumer, StampedConsumer
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, Tempo, plan
 from tests.simulation.cluster.topics import TOPIC as CHURN
 from tests.simulation.cluster.topics import TopicChurn
@@ -28,6 +32,7 @@ TOPIC: Final = "events"
 PARTITIONS: Final = 3
 MEMBERS: Final = 2
 RECOVERY_S_MAX: Final = 90.0
+PADDING_BYTES: Final = 40_000  # Enough for a batch to be converted off the event loop.
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Outcome:
     trace: tuple[str, ...]
     virtual_s: float
     kinds: Counter[str]
+    read_from_followers: int = 0  # Fetches of consumers that a follower answered with records.
 
     @property
     def trace_hash(self) -> str:
@@ -60,11 +66,13 @@ class _Life:
         self._plan = life
         self._tempo = Tempo(life.faults)
         self._client_count = 0
+        self._near: list[NearConsumer] = []
 
     async def run(self) -> Outcome:
         loop = asyncio.get_running_loop()
         self._cluster = SimulatedCluster(nodes=self._plan.nodes, voters=self._plan.voters, seed=self._plan.seed, drifts=self._plan.drifts)
         self._recorder = Recorder(loop)
+        self._oracle = _Oracle(self._cluster)
         self._nemesis = Nemesis(self._cluster, self._plan)
         watch = Watch(self._cluster)
         problems: list[str] = []
@@ -76,7 +84,8 @@ class _Life:
         verdict = check(self._recorder.operations)
         problems += watch.problems + self._recorder.problems + self._cluster.failures
         problems += [f"{anomaly.kind}: {anomaly.message}" for anomaly in verdict.anomalies]
-        return Outcome(self._plan, tuple(problems), verdict, self._trace(), loop.time(), self._nemesis.kinds)
+        from_followers = sum(consumer.read_from_followers for consumer in self._near)
+        return Outcome(self._plan, tuple(problems), verdict, self._trace(), loop.time(), self._nemesis.kinds, from_followers)
 
     def _trace(self) -> tuple[str, ...]:
         operations = [(operation.start_ns / 1e9, operation.describe()) for operation in self._recorder.operations]
@@ -87,13 +96,18 @@ class _Life:
         for node_id in cluster.node_ids:
             cluster.start(node_id)
         await cluster.wait_until_ready()
-        await Admin(*self._client("admin")).create_topic(TOPIC, partitions=PARTITIONS, replicas=3, configs={"min.insync.replicas": "2"})
+        admin = Admin(*self._client("admin"))
+        await admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3, configs={"min.insync.replicas": "2"})
+        await admin.create_topic(STAMPED, partitions=1, replicas=3, configs=STAMPED_CONFIGS)
         until_s = loop.time() + self._plan.until_s
         self._tempo.begin(loop.time())
         churn = TopicChurn(*self._client("churn"))
         watching = loop.create_task(watch.run())
-        await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), *self._workload(until_s))
+        configurer = Configurer(*self._client("configurer"), topic=TOPIC, node_id=1, port=cluster.bootstrap_ports()[0])
+        await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), configurer.run(until_s=until_s), *self._workload(until_s))
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
+        finals += [self._near_consumer(partition) for partition in range(PARTITIONS)]
+        finals.append(StampedConsumer(*self._client("final"), topic=STAMPED, partition=0))
         async with asyncio.timeout(RECOVERY_S_MAX):
             await cluster.wait_until_whole()
             await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
@@ -102,6 +116,7 @@ class _Life:
         if bool(churn.name) != (CHURN in cluster.newest.topics):
             watch.problems.append(f"topic lost: {CHURN} should {'' if churn.name else 'not '}exist")
         await watch.check_end()
+        watch.problems += configurer.check_end(cluster)
 
     def _workload(self, until_s: float) -> list[Coroutine[Any, Any, None]]:
         work: list[Coroutine[Any, Any, None]] = []
@@ -119,13 +134,31 @@ class _Life:
             Auditor(*self._client("auditor"), groups=groups),
             AlterPartitionProbe(self._cluster, self._recorder, random.Random(f"{self._plan.seed} probe")),
         )
+        work += self._data_path(until_s)
         return work + [member.run(until_s=until_s) for member in (*members, *others)]
+
+    def _data_path(self, until_s: float) -> list[Coroutine[Any, Any, None]]:
+        """Consumers that read from followers, and a topic with its own codec and the broker's time."""
+        work = [self._near_consumer(partition).run(until_s=until_s) for partition in range(PARTITIONS)]
+        for acks, idempotent in ((-1, True), (1, False)):
+            producer = Producer(*self._client("producer"), topic=STAMPED, partition=0, acks=acks, idempotent=idempotent)
+            producer.padding_bytes = PADDING_BYTES
+            work.append(producer.run(until_s=until_s))
+        consumer = StampedConsumer(*self._client("consumer"), topic=STAMPED, partition=0)
+        return [*work, consumer.run(until_s=until_s)]
+
+    def _near_consumer(self, partition: int) -> NearConsumer:
+        """In the rack of a node that may host a replica."""
+        rack = rack_of(self._cluster.node_ids[partition % len(self._cluster.node_ids)])
+        consumer = NearConsumer(*self._client("near"), topic=TOPIC, partition=partition, rack=rack)
+        self._near.append(consumer)
+        return consumer
 
     def _client(self, kind: str) -> tuple[str, Any, Any, Recorder, random.Random, _Oracle, Tempo]:
         self._client_count += 1
         name = f"{kind}{self._client_count}"
         chance = random.Random(f"{self._plan.seed} {name}")
-        return name, self._cluster.network.view(name), self._cluster.bootstrap_ports, self._recorder, chance, _Oracle(self._cluster), self._tempo
+        return name, self._cluster.network.view(name), self._cluster.bootstrap_ports, self._recorder, chance, self._oracle, self._tempo
 
 
 class _Oracle:
@@ -133,6 +166,20 @@ class _Oracle:
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self._cluster = cluster
+        self._marks: dict[TopicPartition, int] = {}
+
+    def runs(self, port: int) -> bool:
+        return self._cluster.is_ready(self._cluster.node_at(port))
+
+    def mark(self, topic: str, partition: int) -> int:
+        name = TopicPartition(topic, partition)
+        highest = self._marks.get(name, 0)
+        for node in self._cluster.nodes.values():
+            if node.broker is not None:
+                with contextlib.suppress(ApiError):
+                    highest = max(highest, node.broker.replicas.high_watermark(name))
+        self._marks[name] = highest
+        return highest
 
     def epoch_at(self, port: int, topic: str, partition: int) -> int:
         node = self._cluster.nodes.get(self._cluster.node_at(port))

@@ -26,7 +26,7 @@ class TopicChurn:
         chance = self._admin.chance
         while loop.time() < until_s:
             self._count += 1
-            await self._admin.create_topic(TOPIC, partitions=1, replicas=3, configs={"min.insync.replicas": "2"})
+            topic_id = await self._admin.create_topic(TOPIC, partitions=1, replicas=3, configs={"min.insync.replicas": "2"})
             self.name = f"{TOPIC}-0 of life {self._count}"
             args = (f"{self._process}.{self._count}", *self._args[1:])
             producer = Producer(*args, topic=TOPIC, partition=0, acks=-1, idempotent=True, name=self.name)
@@ -34,7 +34,7 @@ class TopicChurn:
             await producer.run(until_s=min(until_s, loop.time() + chance.uniform(0.5, LIFE_S_MAX)))
             if loop.time() < until_s and chance.random() < 0.8:
                 self.name = ""
-                await self._admin.delete_topic(TOPIC)
+                await self._admin.delete_topic(TOPIC, topic_id)
             else:
                 break
 

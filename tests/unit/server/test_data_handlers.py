@@ -13,6 +13,7 @@ import pytest
 from raftlog import config
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
 from raftlog.broker.sessions import SessionAnswer, SessionRequest
+from raftlog.core.log.producers import AppendedBatch, ProducerState
 from raftlog.core.metadata.entities import BrokerEndpoint
 from raftlog.errors import (
     ErrorCode,
@@ -94,6 +95,13 @@ class Replicas:
             return answer(await self.fetch_result)
 
         return later()
+
+    def producers(self, partition: TopicPartition) -> list[tuple[int, ProducerState]]:
+        self._check(partition)
+        state = ProducerState(3)
+        state.batches.append(AppendedBatch(4, 6, 10, 12, 777))
+        state.last_timestamp_ms = 777
+        return [(55, state), (56, ProducerState(0))]
 
     async def list_offset(self, partition: TopicPartition, timestamp_ms: int, **options: Any) -> TimestampedOffset:
         self._check(partition)
@@ -374,6 +382,9 @@ def test_producer_ids_when_the_controller_has_none() -> None:
             answer = await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {})
             assert (answer.error_code, answer.producer_id) == (ErrorCode.coordinator_load_in_progress, -1)
         assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {})).producer_id == 3000
+        for before in ({"producer_id": 7}, {"producer_epoch": 0}):
+            assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 3, before)).error_code == ErrorCode.invalid_request
+        assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 3, {"producer_id": 7, "producer_epoch": 3})).producer_id == 3001
         assert (await world.ask(ApiKey.INIT_PRODUCER_ID, 5, {"transactional_id": "tx"})).error_code == ErrorCode.transactional_id_authorization_failed
 
     asyncio.run(main())
@@ -413,3 +424,35 @@ def test_offset_for_leader_epoch(version: int) -> None:
         {"error_code": ErrorCode.none, "partition": 0, "leader_epoch": 5, "end_offset": 12},
         {"error_code": ErrorCode.not_leader_or_follower, "partition": 1, "leader_epoch": -1, "end_offset": -1},
     ]
+
+
+def test_describe_producers() -> None:
+    topics = [
+        {"name": "t", "partition_indexes": [0, 1, 0]},
+        {"name": "none", "partition_indexes": [0]},
+        {"name": "not/a/name", "partition_indexes": [0]},
+    ]
+    known, unknown, unnamed = asyncio.run(World().ask(ApiKey.DESCRIBE_PRODUCERS, 0, {"topics": topics})).topics
+    first, second, third = known.partitions
+    assert [vars(producer) for producer in first.active_producers] == [
+        {
+            "producer_id": 55,
+            "producer_epoch": 3,
+            "last_sequence": 6,
+            "last_timestamp": 777,
+            "coordinator_epoch": -1,
+            "current_txn_start_offset": -1,
+        },
+        {
+            "producer_id": 56,
+            "producer_epoch": 0,
+            "last_sequence": -1,
+            "last_timestamp": -1,
+            "coordinator_epoch": -1,
+            "current_txn_start_offset": -1,
+        },
+    ]
+    assert (second.error_code, second.error_message, second.active_producers) == (ErrorCode.not_leader_or_follower, "node 2 leads it", ())
+    assert third.error_code is ErrorCode.none
+    assert unknown.partitions[0].error_code is ErrorCode.unknown_topic_or_partition
+    assert unnamed.partitions[0].error_code is ErrorCode.invalid_topic_exception
