@@ -102,10 +102,12 @@ class SimulatedNetwork:
         if port in self._listeners:
             raise OSError(f"simulated port {port} is taken")
         self._listeners[port] = (node, factory, contextvars.copy_context())
-        return _Listening(self, port)
+        return _Listening(self, port, factory)
 
-    def stop_listening(self, port: int) -> None:
-        self._listeners.pop(port, None)
+    def stop_listening(self, port: int, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Unless another listens there by now: what is left of a killed process does not close its successor's."""
+        if port in self._listeners and self._listeners[port][1] is factory:
+            del self._listeners[port]
 
     async def connect(self, node: NodeName, factory: Callable[[], asyncio.BaseProtocol], port: int) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         await asyncio.sleep(self.quality.delay_ms_min / 1000)
@@ -153,12 +155,13 @@ class _View:
 
 
 class _Listening:
-    def __init__(self, network: SimulatedNetwork, port: int) -> None:
+    def __init__(self, network: SimulatedNetwork, port: int, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self._network = network
+        self._factory = factory
         self.port = port
 
     def close(self) -> None:
-        self._network.stop_listening(self.port)
+        self._network.stop_listening(self.port, self._factory)
 
     async def wait_closed(self) -> None:
         return

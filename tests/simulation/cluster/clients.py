@@ -14,7 +14,6 @@ from raftlog.ids import TopicPartition
 from raftlog.network.peers import PeerConnection, PeerUnreachable
 from raftlog.protocol.batches import Record, decode_records, encode_batch
 from raftlog.protocol.messages import ApiKey, Fields
-from raftlog.protocol.wire import NO_UUID
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.schedule import Tempo
 
@@ -82,7 +81,7 @@ class Client:
         recorder: Recorder,
         chance: random.Random,
         oracle: Oracle,
-        tempo: Tempo,
+        tempo: Tempo | None = None,
     ) -> None:
         self.process = process
         self.oracle = oracle
@@ -98,7 +97,7 @@ class Client:
 
     async def pause(self, ms_max: int = PAUSE_MS_MAX) -> None:
         """Between requests: up to so many ms where the tempo is high, longer where it is low."""
-        calm_s = self.tempo.calm_s(asyncio.get_running_loop().time())
+        calm_s = self.tempo.calm_s(asyncio.get_running_loop().time()) if self.tempo is not None else 0.0
         await asyncio.sleep(calm_s * self.chance.uniform(0.5, 1) + self.chance.uniform(1, ms_max) / 1000)
 
     async def connection(self, port: int) -> PeerConnection:
@@ -149,8 +148,12 @@ class Client:
 
 
 class Admin(Client):
+    """`unanswered` counts requests that may still have their effect, at any time until their connection is given up."""
+
+    unanswered = 0
+
     async def create_topic(self, topic: str, *, partitions: int, replicas: int, configs: dict[str, str]) -> uuid.UUID:
-        """Insist until the topic is there; its id, or the zero uuid where an earlier try had made it."""
+        """Insist until the topic is there, made by this request or by an earlier one; its id."""
         wanted = {
             "name": topic,
             "num_partitions": partitions,
@@ -158,25 +161,27 @@ class Admin(Client):
             "configs": [{"name": name, "value": value} for name, value in configs.items()],
         }
         while True:
-            try:
-                answer = await self.ask_anyone(ApiKey.CREATE_TOPICS, {"topics": [wanted], "timeout": REQUEST_MS_MAX})
-                if answer.topics[0].error_code in (ErrorCode.none, ErrorCode.topic_already_exists):
-                    topic_id: uuid.UUID = answer.topics[0].topic_id
-                    return topic_id
-            except Gone:
-                pass
+            answer = await self._insist(ApiKey.CREATE_TOPICS, {"topics": [wanted], "timeout": REQUEST_MS_MAX})
+            found: uuid.UUID | None = None
+            if answer.topics[0].error_code == ErrorCode.none:
+                found = answer.topics[0].topic_id
+            elif answer.topics[0].error_code == ErrorCode.topic_already_exists:
+                found = await self._topic_id(topic)
+            if found is not None:
+                return found
             await self.pause()
 
-    async def delete_topic(self, topic: str, topic_id: uuid.UUID) -> None:
-        """Insist until the topic is gone. By its id where that is known: what is late must not hit the next of the name."""
-        named = {"name": topic} if topic_id == NO_UUID else {"name": None, "topic_id": topic_id}
+    async def _topic_id(self, topic: str) -> uuid.UUID | None:
+        answer = await self._insist(ApiKey.METADATA, {"topics": [{"name": topic}], "allow_auto_topic_creation": False})
+        return answer.topics[0].topic_id if answer.topics[0].error_code == ErrorCode.none else None
+
+    async def delete_topic(self, topic_id: uuid.UUID) -> None:
+        """Insist until the topic is gone. Not by its name: a request that comes late would delete the next one of that name."""
+        fields = {"topics": [{"name": None, "topic_id": topic_id}], "timeout": REQUEST_MS_MAX}
         while True:
-            try:
-                answer = await self.ask_anyone(ApiKey.DELETE_TOPICS, {"topics": [named], "timeout": REQUEST_MS_MAX})
-                if answer.responses[0].error_code in (ErrorCode.none, ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id):
-                    return
-            except Gone:
-                pass
+            answer = await self._insist(ApiKey.DELETE_TOPICS, fields)
+            if answer.responses[0].error_code in (ErrorCode.none, ErrorCode.unknown_topic_id):
+                return
             await self.pause()
 
     async def reassign(self, targets: dict[TopicPartition, tuple[int, ...] | None]) -> list[ErrorCode]:
@@ -184,6 +189,18 @@ class Admin(Client):
         topics = [{"name": name.topic, "partitions": [{"partition_index": name.partition, "replicas": to}]} for name, to in targets.items()]
         answer = await self.ask_anyone(ApiKey.ALTER_PARTITION_REASSIGNMENTS, {"topics": topics, "timeout": REQUEST_MS_MAX})
         return [ErrorCode(answer.error_code or topic.partitions[0].error_code) for topic in answer.responses]
+
+    async def _insist(self, api_key: ApiKey, fields: dict[str, Any]) -> Fields:
+        """Ask one after the other until somebody answers."""
+        while True:
+            ports = list(self._bootstrap())
+            self.chance.shuffle(ports)
+            for port in ports:
+                try:
+                    return await self.ask(port, api_key, fields)
+                except PeerUnreachable:
+                    self.unanswered += 1
+            await self.pause()
 
 
 class Producer(Client):

@@ -113,7 +113,8 @@ class _Life:
             await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
             await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end())
         watching.cancel()
-        if bool(churn.name) != (CHURN in cluster.newest.topics):
+        exists = CHURN in cluster.newest.topics
+        if (churn.name and not exists) or (exists and not churn.name and churn.is_settled):
             watch.problems.append(f"topic lost: {CHURN} should {'' if churn.name else 'not '}exist")
         await watch.check_end()
         watch.problems += configurer.check_end(cluster)

@@ -12,7 +12,10 @@ LIFE_S_MAX: Final = 6.0
 
 
 class TopicChurn:
-    """`name` is what the history calls the living topic's partition, "" while there is none that was acknowledged."""
+    """`name` is what the history calls the living topic's partition, "" while there is none that was acknowledged.
+
+    `is_settled`: nothing that was asked for can happen later.
+    """
 
     def __init__(self, *args: Any) -> None:
         self._args = args
@@ -20,6 +23,10 @@ class TopicChurn:
         self._admin = Admin(*args)
         self._count = 0
         self.name = ""
+
+    @property
+    def is_settled(self) -> bool:
+        return self._admin.unanswered == 0
 
     async def run(self, *, until_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -34,7 +41,7 @@ class TopicChurn:
             await producer.run(until_s=min(until_s, loop.time() + chance.uniform(0.5, LIFE_S_MAX)))
             if loop.time() < until_s and chance.random() < 0.8:
                 self.name = ""
-                await self._admin.delete_topic(TOPIC, topic_id)
+                await self._admin.delete_topic(topic_id)
             else:
                 break
 

@@ -106,6 +106,20 @@ def test_the_death_of_a_process_is_seen_by_its_peers_only() -> None:
     virtual_time.run(scenario())
 
 
+def test_what_is_left_of_a_dead_process_does_not_close_its_successors_listener() -> None:
+    """Found by the simulation of clusters, seed 2019: a node that died while it stopped, and was started again."""
+
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        before = await network.view("server").listen(lambda: Collector(), "", 9)
+        network.drop_node("server")
+        await network.view("server").listen(lambda: Collector(), "", 9)
+        before.close()
+        await network.view("client").connect(Collector, "", 9)
+
+    virtual_time.run(scenario())
+
+
 def test_a_paused_owner_runs_nothing_until_it_is_resumed() -> None:
     async def main() -> list[tuple[str, float]]:
         loop = asyncio.get_running_loop()
