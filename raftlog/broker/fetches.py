@@ -20,7 +20,7 @@ from raftlog.core.replication.leader import LeaderState
 from raftlog.core.replication.readers import nearest_replica
 from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Clock
-from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError
+from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError, UnsupportedCompressionType
 from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, TopicId, TopicName
 
 OK: Final = ErrorCode.none
@@ -144,7 +144,12 @@ class FetchService:
 
     @staticmethod
     def _require(partition: Partition, limits: FetchLimits, target: FetchTarget) -> LeaderState | None:
-        """The leader's state, None where a consumer reads from a follower. Raises as Partition.require_leader."""
+        """The leader's state, None where a consumer reads from a follower. Raises as Partition.require_leader.
+
+        Raises UnsupportedCompressionType for one that is too old to know the topic's codec.
+        """
+        if not limits.reads_zstd and partition.log.config.compression_type == "zstd":
+            raise UnsupportedCompressionType(f"{partition.name} is compressed with zstd, which this version of Fetch does not know")
         if limits.rack is None:
             return partition.require_leader(target.leader_epoch)
         return partition.require_reader(target.leader_epoch)

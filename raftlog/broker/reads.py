@@ -40,6 +40,7 @@ class FetchLimits:
     isolation: Isolation = Isolation.READ_UNCOMMITTED
     rack: str | None = None
     listener: str = ""  # By which it came.
+    reads_zstd: bool = True  # Since v10 (KIP-110).
 
     @property
     def is_follower(self) -> bool:

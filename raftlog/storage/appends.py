@@ -172,10 +172,11 @@ class LogAppends(LogReads):
             if stamps:
                 buffers.append(stamp(batch, header, base_offset=base_offset, leader_epoch=leader_epoch, log_append_time_ms=now_ms))
                 buffers.append(batch[HEADER_BYTES:])
+                header = header._replace(max_timestamp_ms=now_ms)  # As it is read back, and as what its producer is remembered by.
             else:
                 buffers.append(patch(header.length, base_offset=base_offset, leader_epoch=leader_epoch))
                 buffers.append(batch[EPOCH_END:])
-            placed.append(_Placed(header, base_offset, now_ms if stamps else header.max_timestamp_ms, batch))
+            placed.append(_Placed(header, base_offset, header.max_timestamp_ms, batch))
             base_offset += header.last_offset_delta + 1
             position += header.size_bytes
         self._append(buffers, placed, len(view), leader_epoch, now_ms)

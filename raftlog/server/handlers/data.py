@@ -37,6 +37,7 @@ from raftlog.server.router import Handler, RawHandler
 if TYPE_CHECKING:
     pass
 
+ZSTD_FROM: Final = 10  # Fetch: KIP-110.
 LAST_PRODUCER_FROM: Final = 3  # InitProducerId: a producer says which id and epoch it had.
 
 _HINTED: Final = frozenset({ErrorCode.not_leader_or_follower, ErrorCode.fenced_leader_epoch})
@@ -125,6 +126,7 @@ class DataHandlers:
             isolation=Isolation.READ_COMMITTED if request.isolation_level == Isolation.READ_COMMITTED else Isolation.READ_UNCOMMITTED,
             rack=request.rack_id if request.replica_id < 0 and context.api_version >= RACKS_FROM else None,
             listener=context.listener,
+            reads_zstd=context.api_version >= ZSTD_FROM,
         )
 
     async def _finish_fetch(self, context: RequestContext, request: FetchRequest, pending: Awaitable[SessionAnswer]) -> Response:

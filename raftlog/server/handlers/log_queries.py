@@ -6,6 +6,7 @@ offset, as in Kafka where tiered storage is off.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -62,14 +63,13 @@ class LogQueryHandlers:
 
         Source: KIP-79, KIP-207 (OFFSET_NOT_AVAILABLE), KIP-734, KIP-1005, KIP-1023.
         """
-        named = [(topic.name, item.partition_index) for topic in request.topics for item in topic.partitions]
-        repeated = {name for name in named if named.count(name) > 1} if len(set(named)) != len(named) else set()
+        named = Counter((topic.name, item.partition_index) for topic in request.topics for item in topic.partitions)
         topics = []
         for topic in request.topics:
             partitions = []
             for item in topic.partitions:
                 try:
-                    if (topic.name, item.partition_index) in repeated:
+                    if named[topic.name, item.partition_index] > 1:
                         raise InvalidRequest(f"{topic.name}-{item.partition_index} is asked for more than once")
                     found = await self._list_offset(context.api_version, request, TopicPartition(topic.name, item.partition_index), item)
                     code = ErrorCode.none

@@ -16,9 +16,10 @@ from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.replicas import ReplicaManager
 from raftlog.core.log.intake import MustOpen
 from raftlog.core.metadata.image import MetadataImage
-from raftlog.errors import ApiError, ErrorCode, InvalidRecord, TransactionalIdAuthorizationFailed, UnknownTopicId
+from raftlog.errors import ApiError, ErrorCode, InvalidRecord, TransactionalIdAuthorizationFailed, UnknownTopicId, UnsupportedCompressionType
 from raftlog.ids import NodeId, TopicPartition
 from raftlog.network.connection import RequestContext, Response
+from raftlog.protocol.batches import COMPRESSION_MASK, Compression
 from raftlog.protocol.frames import MalformedFrame
 from raftlog.protocol.produce import (
     NodeEndpoint,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from raftlog.storage.log import Appended
 
 LEADER_HINTS_FROM: Final = 10  # The version since which a response tells who leads (KIP-951).
+ZSTD_FROM: Final = 7  # KIP-110.
 NO_TRANSACTIONS: Final = "transactions are not supported by this cluster"
 OPENERS_MAX: Final = 2  # Threads of a process that open and compress batches; they take CPU from the event loop.
 
@@ -84,7 +86,7 @@ class ProduceHandler:
             for index, records in partitions:
                 try:
                     name = self._name(topic, index)
-                    appended = self._append(name, request, records)
+                    appended = self._append(name, request, records, context.api_version)
                 except MustOpen as must_open:
                     late.append(((outcomes, len(outcomes)), name, must_open))
                     outcomes.append(ProducedPartition(index, _OK))
@@ -115,13 +117,16 @@ class ProduceHandler:
             raise UnknownTopicId(f"no topic has id {topic}")
         return TopicPartition(name, index)
 
-    def _append(self, name: TopicPartition, request: ProduceRequest, records: memoryview | None) -> Appended | asyncio.Future[Appended]:
+    def _append(self, name: TopicPartition, request: ProduceRequest, records: memoryview | None, version: int) -> Appended | asyncio.Future[Appended]:
         if records is None or len(records) <= _ATTRIBUTES_LOW_BYTE:
             raise InvalidRecord("a produce request must hold one record batch per partition, and this holds none")
         if records[_MAGIC_POSITION] != _MAGIC:  # Other formats have something else in those places; the log refuses them.
             return self._replicas.append(name, records, acks=request.acks, timeout_ms=request.timeout_ms)
-        if request.transactional_id is not None or records[_ATTRIBUTES_LOW_BYTE] & _TRANSACTIONAL:
+        attributes = records[_ATTRIBUTES_LOW_BYTE]
+        if request.transactional_id is not None or attributes & _TRANSACTIONAL:
             raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
+        if version < ZSTD_FROM and attributes & COMPRESSION_MASK == Compression.ZSTD:
+            raise UnsupportedCompressionType(f"Produce requests with version {version} are not allowed to use ZStandard compression")
         size_bytes = int.from_bytes(records[_LENGTH_START:_LOG_OVERHEAD_BYTES], "big", signed=True) + _LOG_OVERHEAD_BYTES
         if _ATTRIBUTES_LOW_BYTE < size_bytes < len(records):
             raise InvalidRecord("a produce request must hold exactly one record batch per partition")

@@ -174,3 +174,24 @@ def test_sessions_tell_of_the_nearer_replica_each_time(tmp_path: pathlib.Path) -
                 assert values_of((await waiting)[0].records) == ["b"]
 
     asyncio.run(main())
+
+
+def test_a_topic_in_zstd_is_not_for_consumers_that_can_not_know_it(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with brokers(tmp_path, 1) as (controller, (one,)):
+            controller.create_topic("t", (1,))
+            await produce_here(one, "a")
+            old = replace(limits(None), reads_zstd=False)
+            (served,) = one.manager.fetch(old, [target(0)])  # type: ignore[misc]
+            assert values_of(served.records) == ["a"]
+            controller.configure("t", "compression.type", "zstd")
+            (refused,) = one.manager.fetch(old, [target(0)])  # type: ignore[misc]
+            assert refused.error_code is ErrorCode.unsupported_compression_type
+            assert values_of((await fetch(one, "", 0)).records) == ["a"]
+
+    asyncio.run(main())
+
+
+async def produce_here(broker: Broker, value: str) -> None:
+    answer = broker.manager.append(T0, batch(value), acks=1, timeout_ms=5000)
+    assert not isinstance(answer, asyncio.Future)

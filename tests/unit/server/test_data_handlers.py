@@ -27,7 +27,7 @@ from raftlog.errors import (
 from raftlog.ids import TopicPartition
 from raftlog.network.connection import RequestContext
 from raftlog.protocol import messages
-from raftlog.protocol.batches import Record, encode_batch
+from raftlog.protocol.batches import Compression, Record, encode_batch
 from raftlog.protocol.messages import API_VERSIONS_BROKER, ApiKey, MalformedFrame
 from raftlog.server.handlers.data import DataHandlers
 from raftlog.server.handlers.log_queries import LogQueryHandlers
@@ -191,6 +191,13 @@ def test_produce_is_appended_and_answered_without_waiting(version: int) -> None:
         assert item.log_start_offset == 3
 
 
+@pytest.mark.parametrize(("version", "code"), [(6, ErrorCode.unsupported_compression_type), (7, ErrorCode.none)])
+def test_zstd_is_for_who_knows_it(version: int, code: ErrorCode) -> None:
+    batch = encode_batch([Record(0, 1, None, b"v", ())], compression=Compression.ZSTD)
+    answer = asyncio.run(World().ask(ApiKey.PRODUCE, version, produce_fields((0, batch), version=version)))
+    assert answer.responses[0].partition_responses[0].error_code is code
+
+
 def test_produce_errors_are_those_of_their_partition() -> None:
     async def main() -> None:
         world = World()
@@ -310,7 +317,7 @@ def test_fetch_is_answered_at_once_when_there_is_something(version: int) -> None
     limits, targets = world.replicas.fetched[0]
     rack = "" if version >= 11 else None
     # fetch.max.bytes is lower.
-    assert limits == FetchLimits(wait_ms_max=500, size_bytes_min=1, size_bytes_max=5000, rack=rack, listener="PLAINTEXT")
+    assert limits == FetchLimits(wait_ms_max=500, size_bytes_min=1, size_bytes_max=5000, rack=rack, listener="PLAINTEXT", reads_zstd=version >= 10)
     assert targets == [FetchTarget(TOPIC_ID if version >= 13 else "t", 0, 9, 700)]
 
 

@@ -124,3 +124,15 @@ def test_a_coordinators_batches_stay_as_they_are() -> None:
     log = new_log(MemoryFiles(), compression_type="zstd", message_timestamp_before_max_ms=1)
     append(log, batch(b"old", timestamp_ms=5), origin=AppendOrigin.COORDINATOR)
     assert verify(read_all(log)).compression == Compression.NONE
+
+
+def test_a_retried_batch_is_told_the_time_that_it_got() -> None:
+    log = new_log(MemoryFiles(), message_timestamp_type="LogAppendTime")
+    sent = batch(b"x", timestamp_ms=5, producer_id=5, producer_epoch=0, base_sequence=0)
+    first = append(log, sent, now_ms=T0)
+    again = append(log, sent, now_ms=T0 + 1000)
+    assert again.duplicate
+    assert first.log_append_time_ms == again.log_append_time_ms == T0
+    state = log.producers.get(5)
+    assert state is not None
+    assert state.last_timestamp_ms == T0
