@@ -244,6 +244,9 @@ class Settings:
     group_max_size: int = setting(2147483647, doc="Most members of a group.", minimum=1)
 
     # Observation
+    telemetry_max_bytes: int = setting(
+        1048576, doc="Largest push of metrics that is accepted from a client; none is without a metrics.listener.", minimum=1
+    )
     metrics_listener: str | None = setting(None, doc="host:port where metrics are served in Prometheus' format; none when unset.")
 
     @property

@@ -340,6 +340,18 @@ class DuplicateBrokerRegistration(ApiError):
     code = ErrorCode.duplicate_broker_registration
 
 
+class ThrottlingQuotaExceeded(ApiError):
+    code = ErrorCode.throttling_quota_exceeded
+
+
+class UnknownSubscriptionId(ApiError):
+    code = ErrorCode.unknown_subscription_id
+
+
+class TelemetryTooLarge(ApiError):
+    code = ErrorCode.telemetry_too_large
+
+
 class BrokerIdNotRegistered(ApiError):
     code = ErrorCode.broker_id_not_registered
 

@@ -280,6 +280,7 @@ class ServerConnection(FrameConnection):
         self._listener_name = listener_name
         self._on_open = on_open
         self._on_lost = on_lost
+        self.software = ("", "")  # The client's name and version, once ApiVersions has told them.
         self._slots: deque[_Slot] = deque()
         self._outgoing: list[Buffer] = []
         self._outgoing_bytes = 0

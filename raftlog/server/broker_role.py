@@ -36,6 +36,7 @@ from raftlog.server.handlers.data import DataHandlers
 from raftlog.server.handlers.groups import GroupHandlers
 from raftlog.server.handlers.log_admin import LogAdminHandlers
 from raftlog.server.handlers.log_queries import LogQueryHandlers
+from raftlog.server.handlers.telemetry import TelemetryHandlers
 from raftlog.server.handlers.topics import ForwardingHandlers
 from raftlog.server.router import Router
 from raftlog.storage.manager import LogManager
@@ -104,7 +105,8 @@ class BrokerRole:
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
         alterations = AlterConfigHandlers(self._dynamic, forwarding=forwarding, metadata=metadata)
         log_admin = LogAdminHandlers(replicas=self.replicas, logs=self._logs, files=environment.files)
-        families = (self.cluster, configs, groups, data, queries, log_admin)
+        self.telemetry = TelemetryHandlers(settings, metadata=metadata, clock=environment.clock, chance=environment.random)
+        families = (self.cluster, configs, groups, data, queries, log_admin, self.telemetry)
         handlers = {key: handler for family in families for key, handler in family.handlers().items()}
         raw = {**data.raw_handlers(), **forwarding.raw_handlers(), **alterations.raw_handlers()}
         return Router(handlers, raw, API_VERSIONS_BROKER, features=lambda: describe_features(metadata.image, BROKER_FEATURES))

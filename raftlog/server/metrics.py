@@ -6,9 +6,11 @@ They are read when they are asked for, on the event loop, where all that they lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from raftlog.core.telemetry.points import Point
 from raftlog.environment import ListeningSocket, Network
 from raftlog.errors import RaftlogError
 
@@ -47,6 +49,11 @@ FIGURES: Final[tuple[Figure, ...]] = (
     ("kafka_raft_high_watermark", "Committed end of the metadata log.", lambda node: _quorum(node).high_watermark),
     ("kafka_raft_connections", "Open connections on the controllers' listener.", lambda node: _connections(node.controller)),
 )
+
+
+CLIENT_METRIC_PREFIX: Final = "org.apache.kafka."
+_CLIENT_METRIC: Final = "kafka_client_"
+_UNUSABLE: Final = re.compile(r"[^a-zA-Z0-9_]")
 
 
 class _Absent(Exception):
@@ -111,6 +118,8 @@ class _Collector:
                 yield GaugeMetricFamily(name, documentation, value=float(read(self._node)))
             except _Absent:
                 continue
+        if self._node.broker is not None:
+            yield from _of_clients(self._node.broker.telemetry.points())
 
 
 class _Scrape(asyncio.Protocol):
@@ -140,6 +149,27 @@ class _Scrape(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _of_clients(pushed: Iterable[tuple[Mapping[str, str], Sequence[Point]]]) -> Iterator[Any]:
+    """What clients pushed (KIP-714), a family per metric, each figure with who the client is and its own attributes."""
+    from prometheus_client.core import Metric
+
+    families: dict[str, Any] = {}
+    for client, points in pushed:
+        for point in points:
+            name = _CLIENT_METRIC + _UNUSABLE.sub("_", point.name.removeprefix(CLIENT_METRIC_PREFIX)).removesuffix("_total")
+            if name not in families:
+                families[name] = Metric(name, f"Pushed by clients: {point.name}.", "counter" if point.is_counter else "gauge")
+            labels = {_label(key): value for key, value in point.attributes} | dict(client)
+            families[name].add_sample(f"{name}_total" if point.is_counter else name, labels, point.value)
+    yield from families.values()
+
+
+def _label(name: str) -> str:
+    """A usable name that Prometheus does not keep for itself: it may begin with neither a digit nor two underscores."""
+    usable = _UNUSABLE.sub("_", name).lstrip("_")
+    return usable if usable and not usable[0].isdigit() else f"attribute_{usable}"
 
 
 def _lifecycle(node: Node) -> Any:

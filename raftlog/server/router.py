@@ -100,6 +100,7 @@ class Router:
             for text in (request.client_software_name, request.client_software_version):
                 if not _SOFTWARE.fullmatch(text):
                     return {"error_code": ErrorCode.invalid_request, "api_keys": ()}
+            context.connection.software = (request.client_software_name, request.client_software_version)
         features = dict(self._features()) if self._features is not None else {}
         if context.api_version < _FEATURE_MINIMUM_ZERO_FROM:
             supported = features.get("supported_features", ())

@@ -1,10 +1,11 @@
-"""Dynamic configs of topics and brokers: all changes of a resource, or none of them. Source: KIP-339, KIP-226, KIP-248."""
+"""Dynamic configs: all changes of a resource, or none of them. Source: KIP-339, KIP-226, KIP-248, KIP-714."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from raftlog.client_metrics_config import ClientMetricsConfig
 from raftlog.config import KEYS as SETTING_KEYS
 from raftlog.config import Settings
 from raftlog.config_types import ConfigKey
@@ -19,7 +20,11 @@ from raftlog.topic_config import KEYS as TOPIC_KEYS
 from raftlog.topic_config import check
 
 # The configs of each type of resource that is kept in the metadata log.
-CONFIG_KEYS: Final[Mapping[int, Mapping[str, ConfigKey]]] = {r.RESOURCE_TOPIC: TOPIC_KEYS, r.RESOURCE_BROKER: SETTING_KEYS}
+CONFIG_KEYS: Final[Mapping[int, Mapping[str, ConfigKey]]] = {
+    r.RESOURCE_TOPIC: TOPIC_KEYS,
+    r.RESOURCE_BROKER: SETTING_KEYS,
+    r.RESOURCE_CLIENT_METRICS: {},  # Kafka takes no appending to those of its configs that are lists.
+}
 
 
 def decide_incremental_alter_configs(image: MetadataImage, request: Any, *, settings: Settings) -> Decision[r.MetadataRecord, dict[str, Any]]:
@@ -78,4 +83,11 @@ def _check_broker(image: MetadataImage, settings: Settings, name: str, changes: 
     check_known_broker_changes(changes, per_broker=bool(name))
 
 
-_CHECKS: Final = {r.RESOURCE_TOPIC: _check_topic, r.RESOURCE_BROKER: _check_broker}
+def _check_client_metrics(image: MetadataImage, settings: Settings, name: str, changes: Changes) -> None:
+    if not name:
+        raise InvalidRequest("Subscription name can't be empty")
+    after = {**image.configs.get((r.RESOURCE_CLIENT_METRICS, name), EMPTY), **changes}
+    ClientMetricsConfig.parse({config: value for config, value in after.items() if value is not None})
+
+
+_CHECKS: Final = {r.RESOURCE_TOPIC: _check_topic, r.RESOURCE_BROKER: _check_broker, r.RESOURCE_CLIENT_METRICS: _check_client_metrics}

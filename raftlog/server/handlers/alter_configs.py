@@ -13,8 +13,9 @@ from raftlog.broker.dynamic_settings import DynamicSettings
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.config import KEYS
 from raftlog.core.controller.config_changes import changes_of, check_broker_changes, misshapen, node_id_of
+from raftlog.core.controller.configs import CONFIG_KEYS
 from raftlog.core.metadata.entities import EMPTY
-from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER, RESOURCE_TOPIC
+from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER
 from raftlog.errors import ApiError, ErrorCode, InvalidRequest
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
@@ -86,6 +87,6 @@ class AlterConfigHandlers:
                 raise InvalidRequest(f"Unexpected broker id, expected {self._node_id}, but received {name}")
             present = self._metadata.image.configs.get((kind, name), EMPTY)
             check_broker_changes(changes_of(resource, present, KEYS, incremental=incremental), per_broker=bool(name))
-        elif kind != RESOURCE_TOPIC:
+        elif kind not in CONFIG_KEYS:
             raise InvalidRequest(f"Unknown resource type {kind}")
         return None

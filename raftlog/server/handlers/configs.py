@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from raftlog.broker.dynamic_settings import DynamicSettings
+from raftlog.client_metrics_config import KEYS as CLIENT_METRICS_KEYS
 from raftlog.config import KEYS, UpdateMode
 from raftlog.config_types import ConfigKey, text_of
 from raftlog.core.controller.config_changes import node_id_of
 from raftlog.core.controller.topics import check_topic_name
 from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource, SourcedValue
+from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
 from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
@@ -92,6 +94,10 @@ class ConfigHandlers:
         if kind == BROKER_LOGGER:
             log_levels.check_node(name, self._dynamic.static.node_id)
             return _of_loggers()
+        if kind == RESOURCE_CLIENT_METRICS:
+            if not name:
+                raise InvalidRequest("Client metrics subscription name must not be empty")
+            return _of_subscription(self._metadata.image.configs.get((kind, name), EMPTY))
         raise InvalidRequest(f"Unsupported resource type: {kind}")
 
     def _of_topic(self, configs: BrokerConfigs, topic: TopicName) -> Iterator[dict[str, Any]]:
@@ -113,6 +119,14 @@ def _of_all_brokers(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
     """Only what is configured for all brokers."""
     for name, value in configs.common.items():
         yield _entry(KEYS[name], value, [SourcedValue(name, value, ConfigSource.DYNAMIC_DEFAULT_BROKER)], read_only=False)
+
+
+def _of_subscription(values: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """What was configured, else the default; also of a subscription that nobody made, as in Kafka."""
+    for name, key in CLIENT_METRICS_KEYS.items():
+        value = values.get(name, text_of(key.default))
+        sources = [SourcedValue(name, value, ConfigSource.CLIENT_METRICS)] if name in values else []
+        yield _entry(key, value, sources, read_only=False)
 
 
 def _of_loggers() -> Iterator[dict[str, Any]]:
