@@ -18,8 +18,10 @@ LIST_CONFIG_RESOURCES: Final = 74
 
 TOPIC: Final = "topic"
 BROKER: Final = "broker"
-RESOURCE_TYPES: Final[Mapping[str, int]] = {TOPIC: 2, BROKER: 4, "broker-logger": 8, "client-metrics": 16, "group": 32}
+CLIENT_METRICS: Final = "client-metrics"
+RESOURCE_TYPES: Final[Mapping[str, int]] = {TOPIC: 2, BROKER: 4, "broker-logger": 8, CLIENT_METRICS: 16, "group": 32}
 TYPE_NAMES: Final[Mapping[int, str]] = {code: name for name, code in RESOURCE_TYPES.items()}
+ALL_TYPES_VERSION: Final = 1  # ListConfigResources before only lists client metrics.
 OF_ONE_BROKER: Final = frozenset({BROKER, "broker-logger"})  # Only that broker answers for them.
 ALL_BROKERS: Final = "default"  # How people call the configs of all brokers together; Kafka names them by "".
 
@@ -167,10 +169,21 @@ def _alter_at(
 
 def list_resources(brokers: Brokers, kind: str | None) -> list[Resource]:
     """The resources that have configs of their own, and all topics and brokers. Raises CliError."""
+    version_max = brokers.patiently(lambda: brokers.client().offered()).get(LIST_CONFIG_RESOURCES, (0, 0))[1]
+    if version_max < ALL_TYPES_VERSION and kind in (None, TOPIC, BROKER):
+        return [resource for resource in _listed_by_metadata(brokers) if kind in (None, resource.kind)]
     wanted = [] if kind is None else [RESOURCE_TYPES[kind]]
-    answer = brokers.patiently(lambda: brokers.ask(LIST_CONFIG_RESOURCES, {"resource_types": wanted}))
+    version_min = 0 if kind == CLIENT_METRICS else ALL_TYPES_VERSION
+    answer = brokers.patiently(lambda: brokers.ask(LIST_CONFIG_RESOURCES, {"resource_types": wanted}, version_min=version_min))
     check(answer.error_code)
     return sorted(Resource(TYPE_NAMES.get(item.resource_type, str(item.resource_type)), item.resource_name) for item in answer.config_resources)
+
+
+def _listed_by_metadata(brokers: Brokers) -> list[Resource]:
+    """Brokers and topics, for clusters that list no other resources."""
+    metadata = brokers.patiently(brokers.metadata)
+    nodes = sorted(broker.node_id for broker in metadata.brokers)
+    return [*(Resource(BROKER, str(node)) for node in nodes), *(Resource(TOPIC, name) for name in sorted(topic.name for topic in metadata.topics))]
 
 
 def config_row(config: Any) -> dict[str, Any]:

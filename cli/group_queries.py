@@ -106,7 +106,7 @@ def list_groups(brokers: Brokers, *, states: Iterable[str] = (), types: Iterable
             return answer
 
         for group in brokers.patiently(ask).groups:
-            state, kind = state_name(group.group_state) or None, group.group_type.lower() or None
+            state, kind = state_name(group.group_state or "") or None, (group.group_type or "").lower() or None
             found[group.group_id] = ListedGroup(group.group_id, state, kind, group.protocol_type, node_id)
     return [found[name] for name in sorted(found)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from command_line import CommandLine, unique
 
 
@@ -41,18 +43,26 @@ def test_configs_of_brokers_one_by_one_and_together(cli: CommandLine) -> None:
     cli("configs", "set", "broker", "2", "message.max.bytes=2000000")
     cli("configs", "set", "broker", "default", "log.retention.ms=86400000")
     try:
-        found = cli.json("configs", "get", "broker", "2", "message.max.bytes", "log.retention.ms")["configs"]
-        assert {config["name"]: (config["value"], config["source"]) for config in found} == {
-            "message.max.bytes": ("2000000", "broker"),
-            "log.retention.ms": ("86400000", "all brokers"),
-        }
+        expected = {"message.max.bytes": ("2000000", "broker"), "log.retention.ms": ("86400000", "all brokers")}
+        await_configs(cli, "2", expected)
         (other,) = cli.json("configs", "get", "broker", "1", "message.max.bytes")["configs"]
         assert other["source"] == "default"
         assert cli.json("configs", "get", "broker", "default")["resource"] == {"type": "broker", "name": "default"}
     finally:
         cli("configs", "unset", "broker", "2", "message.max.bytes")
         cli("configs", "unset", "broker", "default", "log.retention.ms")
-    assert cli.json("configs", "get", "broker", "2", "message.max.bytes")["configs"][0]["source"] == "default"
+    await_configs(cli, "2", {"message.max.bytes": ("1048588", "default")})
+
+
+def await_configs(cli: CommandLine, broker: str, expected: dict[str, tuple[str, str]]) -> None:
+    """Wait until a broker shows these values and sources: it hears of changes by the metadata log."""
+    deadline_s = time.monotonic() + 30
+    while True:
+        found = cli.json("configs", "get", "broker", broker, *expected)["configs"]
+        shown = {config["name"]: (config["value"], config["source"]) for config in found}
+        if shown == expected:
+            return
+        assert time.monotonic() < deadline_s, shown
 
 
 def test_a_read_only_config_is_not_set(cli: CommandLine) -> None:
