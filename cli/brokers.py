@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from raftlog.ids import TopicPartition
 
@@ -28,7 +28,6 @@ NO_PARTITION: Final = Refused(3, "no such partition")
 NO_LEADER: Final = Refused(5, "no leader at the moment")
 
 T = TypeVar("T")
-PerPartition: TypeAlias = Mapping[TopicPartition, T | CliError]
 
 
 class Brokers:
@@ -120,7 +119,7 @@ class Brokers:
             time.sleep(RETRY_PAUSE_S)
 
     def ask_leaders(
-        self, partitions: Iterable[TopicPartition], ask: Callable[[int, Sequence[TopicPartition]], PerPartition[T]]
+        self, partitions: Iterable[TopicPartition], ask: Callable[[int, Sequence[TopicPartition]], Mapping[TopicPartition, T]]
     ) -> dict[TopicPartition, T | CliError]:
         """What the leaders say of each partition: `ask` puts the question to one node about those that it leads.
 
@@ -139,7 +138,7 @@ class Brokers:
         return outcomes
 
     def _ask_leaders_once(
-        self, partitions: Sequence[TopicPartition], ask: Callable[[int, Sequence[TopicPartition]], PerPartition[T]]
+        self, partitions: Sequence[TopicPartition], ask: Callable[[int, Sequence[TopicPartition]], Mapping[TopicPartition, T]]
     ) -> dict[TopicPartition, T | CliError]:
         outcomes: dict[TopicPartition, T | CliError] = {}
         led: dict[int, list[TopicPartition]] = {}

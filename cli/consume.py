@@ -135,9 +135,10 @@ def note_error(session: Session, reading: Reading, topic: str, message: Message)
     """Take note of a partition's end; raise what can't be got over."""
     from confluent_kafka import KafkaError
 
-    error = message.error()
+    error, partition = message.error(), message.partition()
+    assert error is not None and partition is not None
     if error.code() == KafkaError._PARTITION_EOF:
-        reading.ended.add(message.partition())
+        reading.ended.add(partition)
     elif not error.retriable():
         raise session.problem(error, repr(topic))
 
@@ -194,4 +195,7 @@ def consumed(message: Message) -> Consumed:
 
     kind, timestamp_ms = message.timestamp()
     when = None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms
-    return Consumed(message.topic(), message.partition(), message.offset(), when, message.key(), message.value(), message.headers() or [])
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and partition is not None and offset is not None
+    headers: Any = message.headers() or []  # A list of pairs with bytes, though they may be given in other ways.
+    return Consumed(topic, partition, offset, when, message.key(), message.value(), headers)

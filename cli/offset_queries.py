@@ -43,7 +43,9 @@ def list_offsets(brokers: Brokers, times: Mapping[TopicPartition, int]) -> dict[
         topics = [
             {
                 "name": name,
-                "partitions": [{"partition_index": number, "current_leader_epoch": -1, "timestamp": times[name, number]} for number in all_of],
+                "partitions": [
+                    {"partition_index": number, "current_leader_epoch": -1, "timestamp": times[TopicPartition(name, number)]} for number in all_of
+                ],
             }
             for name, all_of in grouped(partitions).items()
         ]

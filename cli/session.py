@@ -163,7 +163,7 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[
         ]
         run.__signature__ = inspect.Signature(common)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in common}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         app.command(name, **settings)(run)
         return function
 

@@ -113,7 +113,8 @@ def delete_records(
             if time_ms is not None:
                 wanted = offsets_before(brokers, partitions, time_ms)
             else:
-                wanted = {each: fixed.get(each.partition, anywhere) for each in partitions if each.partition in fixed or anywhere is not None}
+                offsets_of = {each: fixed.get(each.partition, anywhere) for each in partitions}
+                wanted = {each: offset for each, offset in offsets_of.items() if offset is not None}
             check_all_found(partitions, fixed)
         confirm(f"Delete records of {counted(len(wanted), 'partition')}?", yes=yes)
         outcomes = delete_before(brokers, wanted)
@@ -193,7 +194,7 @@ def delete_before(brokers: Brokers, wanted: Mapping[TopicPartition, int | CliErr
             for item in topic.partitions
         }
 
-    outcomes = {partition: offset for partition, offset in wanted.items() if isinstance(offset, CliError)}
+    outcomes: dict[TopicPartition, int | CliError] = {key: offset for key, offset in wanted.items() if isinstance(offset, CliError)}
     todo = [partition for partition in wanted if partition not in outcomes]
     with progress_bar(total=len(todo)) as move:
         for start in range(0, len(todo), PARTITIONS_PER_REQUEST_MAX):

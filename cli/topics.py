@@ -21,6 +21,7 @@ from .session import Session, command
 from .topic_queries import describe_topic, topic_id_text
 
 if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Producer
     from confluent_kafka.admin import AdminClient, TopicMetadata
 
 app = typer.Typer(help="Create, list, describe, change, move and delete topics.", no_args_is_help=True)
@@ -153,7 +154,7 @@ def summarise(topic: TopicMetadata) -> dict[str, Any]:
     }
 
 
-def find_topic(session: Session, client: AdminClient, name: str) -> TopicMetadata:
+def find_topic(session: Session, client: AdminClient | Producer | Consumer, name: str) -> TopicMetadata:
     """A topic's metadata, asked for without naming it, so that asking never creates it. Raises CliError when there is none."""
     with session.translated(repr(name)):
         topic = client.list_topics(timeout=session.timeout_s).topics.get(name)

@@ -117,7 +117,7 @@ def describe_quorum(client: WireClient) -> Fields:
 
     answer = client.request(DESCRIBE_QUORUM, {"topics": [{"topic_name": METADATA_TOPIC, "partitions": [{"partition_index": 0}]}]})
     check(answer.error_code, getattr(answer, "error_message", None))
-    partition = answer.topics[0].partitions[0]
+    partition: Fields = answer.topics[0].partitions[0]
     check(partition.error_code, getattr(partition, "error_message", None))
     return partition
 
