@@ -26,6 +26,7 @@ PLAINTEXT: Final = "PLAINTEXT"
 # The values of `replica.selector.class` are those that Kafka's users set.
 RACK_AWARE_SELECTOR: Final = "org.apache.kafka.common.replica.RackAwareReplicaSelector"
 LEADER_SELECTOR: Final = "org.apache.kafka.common.replica.LeaderSelector"
+ASSIGNOR_NAMES: Final = ("uniform", "range")  # Those of `core.coordinators.assignors`.
 
 
 class Endpoint(NamedTuple):
@@ -241,7 +242,29 @@ class Settings:
     group_initial_rebalance_delay_ms: int = setting(0, doc="Wait for more members at the first rebalance of an empty group.", minimum=0)
     group_min_session_timeout_ms: int = setting(6000, doc="Shortest session timeout a member may ask for.", minimum=1)
     group_max_session_timeout_ms: int = setting(1800000, doc="Longest session timeout a member may ask for.", minimum=1)
-    group_max_size: int = setting(2147483647, doc="Most members of a group.", minimum=1)
+    group_max_size: int = setting(2147483647, doc="Most members of a classic group.", minimum=1)
+    group_consumer_session_timeout_ms: int = setting(
+        45000, doc="A member of the consumer protocol without a heartbeat for so long is out of its group.", minimum=1
+    )
+    group_consumer_min_session_timeout_ms: int = setting(45000, doc="Least that group.consumer.session.timeout.ms may be.", minimum=1)
+    group_consumer_max_session_timeout_ms: int = setting(60000, doc="Most that group.consumer.session.timeout.ms may be.", minimum=1)
+    group_consumer_heartbeat_interval_ms: int = setting(
+        5000, doc="Pause between heartbeats that members of the consumer protocol are told.", minimum=1
+    )
+    group_consumer_min_heartbeat_interval_ms: int = setting(5000, doc="Least that group.consumer.heartbeat.interval.ms may be.", minimum=1)
+    group_consumer_max_heartbeat_interval_ms: int = setting(15000, doc="Most that group.consumer.heartbeat.interval.ms may be.", minimum=1)
+    group_consumer_max_size: int = setting(2147483647, doc="Most members of a group of the consumer protocol.", minimum=1)
+    group_consumer_assignors: tuple[str, ...] = setting(
+        ASSIGNOR_NAMES, doc="Assignors that members of the consumer protocol may ask for; the first is the default."
+    )
+    group_consumer_migration_policy: str = setting(
+        "bidirectional",
+        doc="Which groups with members may change between the classic and the consumer protocol; empty ones always may.",
+        one_of=("bidirectional", "upgrade", "downgrade", "disabled"),
+    )
+    group_consumer_regex_refresh_interval_ms: int = setting(
+        600000, doc="Regular expressions that members are subscribed to are matched anew after so long at the latest.", minimum=10000
+    )
 
     # Observation
     telemetry_max_bytes: int = setting(
@@ -399,7 +422,23 @@ def _parse_voter(text: str) -> Voter:
     return Voter(int(node_id), host.strip("[]"), int(port))
 
 
+def _check_groups(settings: Settings) -> None:
+    for name in ("session_timeout_ms", "heartbeat_interval_ms"):
+        low, value, high = (getattr(settings, f"group_consumer_{kind}{name}") for kind in ("min_", "", "max_"))
+        if not low <= value <= high:
+            dotted = name.replace("_", ".")
+            raise ConfigError(
+                f"setting 'group.consumer.{dotted}' must be within 'group.consumer.min.{dotted}' {low} and its maximum {high}, not {value}"
+            )
+    if settings.group_consumer_heartbeat_interval_ms >= settings.group_consumer_session_timeout_ms:
+        raise ConfigError("setting 'group.consumer.heartbeat.interval.ms' must be below 'group.consumer.session.timeout.ms'")
+    unknown = set(settings.group_consumer_assignors) - set(ASSIGNOR_NAMES)
+    if unknown or not settings.group_consumer_assignors:
+        raise ConfigError(f"setting 'group.consumer.assignors' must name some of {', '.join(ASSIGNOR_NAMES)}")
+
+
 def _check_together(settings: Settings) -> None:
+    _check_groups(settings)
     roles = set(settings.process_roles)
     if not roles or not roles <= {"broker", "controller"}:
         raise ConfigError(f"setting 'process.roles' must be broker, controller or both, not {','.join(settings.process_roles)!r}")

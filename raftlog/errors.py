@@ -408,6 +408,10 @@ class UnknownControllerId(ApiError):
     code = ErrorCode.unknown_controller_id
 
 
+class InvalidRegularExpression(ApiError):
+    code = ErrorCode.invalid_regular_expression
+
+
 _BY_CODE: dict[ErrorCode, type[ApiError]] = {cls.code: cls for cls in ApiError.__subclasses__()}
 
 

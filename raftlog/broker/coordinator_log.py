@@ -33,13 +33,14 @@ class InternalAppends(Protocol):
 
 
 class _Operation:
-    """Records that stand or fall together, and who waits for them."""
+    """Records that stand or fall together, who waits for them, and who is told of their end."""
 
-    __slots__ = ("future", "pairs", "records", "size_bytes")
+    __slots__ = ("future", "pairs", "records", "settle", "size_bytes")
 
-    def __init__(self, records: Sequence[CoordinatorRecord], future: asyncio.Future[None]) -> None:
+    def __init__(self, records: Sequence[CoordinatorRecord], future: asyncio.Future[None], settle: Settle) -> None:
         self.records = records
         self.future = future
+        self.settle = settle
         self.pairs = [(encode_key(key), None if value is None else encode_value(value)) for key, value in records]
         self.size_bytes = sum(len(key) + len(value or b"") + RECORD_OVERHEAD_BYTES for key, value in self.pairs)
 
@@ -67,9 +68,10 @@ class CoordinatorLog:
         self._last: asyncio.Future[None] | None = None
         self._closed = False
 
-    def append(self, records: Sequence[CoordinatorRecord]) -> asyncio.Future[None]:
-        """A future that is done once `records` are committed and settled; it fails with an ApiError.
+    def append(self, records: Sequence[CoordinatorRecord], settle: Settle | None = None) -> asyncio.Future[None]:
+        """A future that is done once `records` are committed and settled, by `settle` in place of the log's own where given.
 
+        It fails with an ApiError, which may be before the records' end is known: only `settle` tells of that.
         Raises CoordinatorNotAvailable when too many writes are pending, NotCoordinator after `close`.
         """
         assert records
@@ -82,7 +84,7 @@ class CoordinatorLog:
         future.add_done_callback(_retrieve)
         if not self._gathered:
             loop.call_soon(self._flush)
-        self._gathered.append(_Operation(records, future))
+        self._gathered.append(_Operation(records, future, settle or self._settle))
         self._pending += 1
         self._last = future
         return future
@@ -137,7 +139,7 @@ class CoordinatorLog:
         next_offset = None if error is not None else batch.appended.result().first_offset
         self._pending -= len(batch.operations)
         for operation in batch.operations:
-            self._settle(operation.records, next_offset)
+            operation.settle(operation.records, next_offset)
             if next_offset is None:
                 _fail(operation, error)
             else:

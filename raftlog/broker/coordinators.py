@@ -16,15 +16,36 @@ from raftlog.broker.coordinator_partition import CoordinatedReplicas, Coordinato
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.broker.offsets_topic import OffsetsTopic
 from raftlog.config import Settings
+from raftlog.core.coordinators.consumer_events import (
+    ConsumerLimits,
+    DescribedConsumerGroup,
+    HeartbeatReply,
+    HeartbeatRequest,
+    MigrationPolicy,
+    Outcome,
+    Scene,
+)
+from raftlog.core.coordinators.consumer_heartbeat import JOIN_EPOCH, check_heartbeat
+from raftlog.core.coordinators.consumer_records import NO_EPOCH
+from raftlog.core.coordinators.conversion import tombstones
 from raftlog.core.coordinators.events import JoinReply, JoinRequest, LeavingMember, Limits, SyncReply, SyncRequest
 from raftlog.core.coordinators.offsets import CommitRequest
 from raftlog.core.coordinators.rebalance import check_join
 from raftlog.core.coordinators.records import OffsetValue
-from raftlog.core.coordinators.shard import DescribedGroup, ListedGroup, ShardSettings
+from raftlog.core.coordinators.shard import DescribedGroup, ListedGroup, Shard, ShardSettings
+from raftlog.core.metadata.features import GROUP_VERSION_FEATURE
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage
 from raftlog.environment import Environment
-from raftlog.errors import ApiError, CoordinatorLoadInProgress, CoordinatorNotAvailable, ErrorCode, InvalidGroupId, NotCoordinator
-from raftlog.ids import GROUP_METADATA_TOPIC, GroupId, LeaderEpoch, NodeId, TopicPartition
+from raftlog.errors import (
+    ApiError,
+    CoordinatorLoadInProgress,
+    CoordinatorNotAvailable,
+    ErrorCode,
+    InvalidGroupId,
+    NotCoordinator,
+    UnsupportedVersion,
+)
+from raftlog.ids import GROUP_METADATA_TOPIC, GroupId, LeaderEpoch, NodeId, Offset, TopicPartition
 
 
 class LedReplicas(CoordinatedReplicas, Protocol):
@@ -80,10 +101,21 @@ class GroupCoordinators:
                 session_timeout_ms_min=settings.group_min_session_timeout_ms,
                 session_timeout_ms_max=settings.group_max_session_timeout_ms,
             ),
+            consumer_limits=ConsumerLimits(
+                group_size_max=settings.group_consumer_max_size,
+                session_timeout_ms=settings.group_consumer_session_timeout_ms,
+                heartbeat_interval_ms=settings.group_consumer_heartbeat_interval_ms,
+                assignors=settings.group_consumer_assignors,
+                migration_policy=MigrationPolicy(settings.group_consumer_migration_policy),
+                classic_group_size_max=settings.group_max_size,
+                regex_refresh_interval_ms=settings.group_consumer_regex_refresh_interval_ms,
+            ),
             offset_metadata_size_max=settings.offset_metadata_max_bytes,
             offsets_retention_ms=settings.offsets_retention_minutes * 60_000,
         )
         self._partitions: dict[int, CoordinatorPartition] = {}
+        self._image = metadata.image  # As of the last change that was followed.
+        self._topics_version: Offset = 0  # Where a topic was created or deleted last.
         self._expiry: asyncio.Task[None] | None = None
 
     # -- lifetime
@@ -117,6 +149,8 @@ class GroupCoordinators:
             replicas=self._replicas,
             environment=self._environment,
             settings=self._shard_settings,
+            image=lambda: self._metadata.image,
+            topics_version=lambda: self._topics_version,
         )
         self._partitions[partition] = coordinator
         coordinator.start()
@@ -128,12 +162,18 @@ class GroupCoordinators:
             del self._partitions[partition]
             coordinator.resign()
 
-    def metadata_changed(self, _: MetadataImage, delta: MetadataDelta) -> None:
-        """Offsets on deleted topics go with them: a topic of the same name is another one."""
-        if delta.deleted_topics:
-            topics = frozenset(delta.deleted_topics.values())
-            for partition in self._partitions.values():
-                partition.forget_topics(topics)
+    def metadata_changed(self, image: MetadataImage, delta: MetadataDelta) -> None:
+        """Offsets on deleted topics go with them: a topic of the same name is another one. Groups learn of their topics."""
+        known, self._image = self._image, image
+        deleted = frozenset(delta.deleted_topics.values())
+        changed = deleted.union(delta.changed_topics)
+        if deleted or any(name not in known.topics for name in delta.changed_topics):
+            self._topics_version = image.offset
+        for partition in self._partitions.values():
+            if deleted:
+                partition.forget_topics(deleted)
+            if changed:
+                partition.topics_changed(changed)
 
     async def _expire_regularly(self) -> None:
         while True:
@@ -178,39 +218,116 @@ class GroupCoordinators:
         try:
             check_join(group_id, request.session_timeout_ms, self._shard_settings.limits)
             coordinator = self._of(group_id)
-            shard = coordinator.shard
         except ApiError as error:
             return JoinReply(error=error.code, member_id=request.member_id)
         waiter: asyncio.Future[JoinReply] = asyncio.get_running_loop().create_future()
         name = request.client_id if request.group_instance_id is None else request.group_instance_id
-        new_member_id = f"{name}-{uuid.UUID(int=self._environment.random.getrandbits(128), version=4)}"
-        request = dataclasses.replace(request, waiter=waiter, new_member_id=new_member_id)
-        coordinator.run(shard.join(group_id, request, coordinator.now()))
-        return await waiter
+        request = dataclasses.replace(request, waiter=waiter, new_member_id=f"{name}-{self._new_uuid()}")
+
+        is_dissolved = False
+
+        def decide(shard: Shard, scene: Scene) -> Outcome[JoinReply | None]:
+            nonlocal is_dissolved
+            group = shard.consumers.get(group_id)
+            if group is not None and not group.is_empty:
+                return shard.consumers.join(group, request, scene)
+            if group is not None:
+                is_dissolved = True  # An empty group of the other protocol makes way; then it is this member's turn again.
+                return Outcome(reply=None, records=tombstones(group))
+            coordinator.run(shard.join(group_id, request, scene.now))
+            return Outcome(reply=None)
+
+        try:
+            reply = await coordinator.turn(group_id, decide)
+            while is_dissolved:
+                is_dissolved = False
+                reply = await coordinator.turn(group_id, decide)
+        except ApiError as error:
+            return JoinReply(error=error.code, member_id=request.member_id)
+        return reply if reply is not None else await waiter
 
     async def sync(self, group_id: GroupId, request: SyncRequest) -> SyncReply:
         """The member's assignment, once the leader has brought it and it is committed. `waiter` of `request` is set here."""
+        waiter: asyncio.Future[SyncReply] = asyncio.get_running_loop().create_future()
+        request = dataclasses.replace(request, waiter=waiter)
+
+        def decide(shard: Shard, scene: Scene) -> Outcome[SyncReply | None]:
+            group = shard.consumers.get(group_id)
+            if group is not None:
+                return shard.consumers.sync(group, request, scene)
+            coordinator.run(shard.sync(group_id, request, scene.now))
+            return Outcome(reply=None)
+
         try:
             coordinator = self._of(self._checked(group_id))
-            shard = coordinator.shard
+            reply = await coordinator.turn(group_id, decide)
         except ApiError as error:
             return SyncReply(error=error.code)
-        waiter: asyncio.Future[SyncReply] = asyncio.get_running_loop().create_future()
-        coordinator.run(shard.sync(group_id, dataclasses.replace(request, waiter=waiter), coordinator.now()))
-        return await waiter
+        return reply if reply is not None else await waiter
 
-    def heartbeat(self, group_id: GroupId, *, member_id: str, group_instance_id: str | None, generation: int) -> None:
+    async def heartbeat(self, group_id: GroupId, *, member_id: str, group_instance_id: str | None, generation: int) -> None:
         """Raises UnknownMemberId, FencedInstanceId, IllegalGeneration, RebalanceInProgress. A loading coordinator takes it on trust."""
-        coordinator = self._of(self._checked(group_id))
+
+        def decide(shard: Shard, scene: Scene) -> Outcome[None]:
+            group = shard.consumers.get(group_id)
+            if group is not None:
+                return shard.consumers.classic_heartbeat(
+                    group, member_id=member_id, group_instance_id=group_instance_id, generation=generation, scene=scene
+                )
+            shard.heartbeat(group_id, member_id=member_id, group_instance_id=group_instance_id, generation=generation, now=scene.now)
+            return Outcome(reply=None)
+
         try:
-            shard = coordinator.shard
+            await self._of(self._checked(group_id)).turn(group_id, decide)
         except CoordinatorLoadInProgress:
             return
-        shard.heartbeat(group_id, member_id=member_id, group_instance_id=group_instance_id, generation=generation, now=coordinator.now())
 
     async def leave(self, group_id: GroupId, members: Sequence[LeavingMember]) -> list[ErrorCode]:
-        """One code per member. Raises UnknownMemberId where there is no such group."""
-        return await self._of(self._checked(group_id)).leave(group_id, members)
+        """One code per member, once what follows from their leaving is committed. Raises UnknownMemberId where there is no such group."""
+        coordinator = self._of(self._checked(group_id))
+        writes: list[asyncio.Future[None]] = []
+
+        def decide(shard: Shard, scene: Scene) -> Outcome[list[ErrorCode]]:
+            group = shard.consumers.get(group_id)
+            if group is not None:
+                return shard.consumers.classic_leave(group, members, scene)
+            step, codes = shard.leave(group_id, members, scene.now)
+            writes.extend(coordinator.run(step))
+            return Outcome(reply=codes)
+
+        codes = await coordinator.turn(group_id, decide)
+        await coordinator.finish(writes)
+        return codes
+
+    # -- the consumer protocol
+
+    async def consumer_heartbeat(self, group_id: GroupId, request: HeartbeatRequest) -> HeartbeatReply:
+        """A member of the consumer protocol joins, stays or leaves. A member id is made where there is none (v0).
+
+        Raises UnsupportedVersion while the cluster has not finalized group.version 1; what `ConsumerGroups.heartbeat` does.
+        """
+        self._check_enabled()
+        check_heartbeat(group_id, request, self._shard_settings.consumer_limits)
+        if not request.member_id:
+            request = dataclasses.replace(request, member_id=str(self._new_uuid()))
+        coordinator = self._of(group_id)
+        is_joining = request.member_epoch == JOIN_EPOCH
+        reply = await coordinator.turn(group_id, lambda shard, scene: shard.consumers.heartbeat(group_id, request, scene), after_writes=is_joining)
+        coordinator.resolve_regexes(group_id)
+        return reply
+
+    def describe_consumer_group(self, group_id: GroupId) -> DescribedConsumerGroup:
+        """Raises GroupIdNotFound, UnsupportedVersion."""
+        self._check_enabled()
+        coordinator = self._of(self._checked(group_id))
+        return coordinator.shard.consumers.described(group_id, coordinator.scene())
+
+    def _check_enabled(self) -> None:
+        if self._metadata.image.features.get(GROUP_VERSION_FEATURE, 0) < 1:
+            raise UnsupportedVersion(f"the consumer protocol needs {GROUP_VERSION_FEATURE} 1, which this cluster has not finalized")
+
+    def _new_uuid(self) -> uuid.UUID:
+        return uuid.UUID(int=self._environment.random.getrandbits(128), version=4)
 
     # -- offsets
 
@@ -219,13 +336,19 @@ class GroupCoordinators:
         coordinator = self._of(group_id)
         return await coordinator.write(coordinator.shard.commit(group_id, request, coordinator.now()))
 
-    async def fetch_offsets(self, group_id: GroupId, *, require_stable: bool) -> Mapping[tuple[str, int], OffsetValue]:
-        """All committed offsets of a group by topic and partition; `require_stable` awaits commits under way."""
+    async def fetch_offsets(
+        self, group_id: GroupId, *, require_stable: bool, member_id: str | None = None, member_epoch: int = NO_EPOCH
+    ) -> Mapping[tuple[str, int], OffsetValue]:
+        """All committed offsets of a group by topic and partition; `require_stable` awaits commits under way.
+
+        Who asks is checked against the members of a consumer group where it says who it is. Raises UnknownMemberId,
+        StaleMemberEpoch, IllegalGeneration.
+        """
         coordinator = self._of(group_id)
         shard = coordinator.shard
         if require_stable:
             await coordinator.barrier()
-        return shard.offsets.of_group(group_id)
+        return shard.fetch(group_id, member_id=member_id, epoch=member_epoch)
 
     async def delete_offsets(self, group_id: GroupId, partitions: Sequence[tuple[str, int]]) -> list[ErrorCode]:
         """One code per partition. Raises GroupIdNotFound, NonEmptyGroup."""
@@ -239,13 +362,12 @@ class GroupCoordinators:
         return [group for coordinator in self._partitions.values() for group in coordinator.shard.listed(states=states, types=types)]
 
     def describe_group(self, group_id: GroupId) -> DescribedGroup:
-        """Raises GroupIdNotFound."""
+        """A classic group. Raises GroupIdNotFound."""
         return self._of(group_id).shard.described(group_id)
 
     async def delete_group(self, group_id: GroupId) -> None:
         """Delete an empty group and its offsets. Raises GroupIdNotFound, NonEmptyGroup."""
-        coordinator = self._of(group_id)
-        await coordinator.write_records(coordinator.shard.delete_group(group_id))
+        await self._of(group_id).turn(group_id, lambda shard, scene: shard.delete_group(group_id))
 
     def _checked(self, group_id: GroupId) -> GroupId:
         if not group_id:

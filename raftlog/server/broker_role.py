@@ -32,6 +32,7 @@ from raftlog.server.features import describe_features
 from raftlog.server.handlers.alter_configs import AlterConfigHandlers
 from raftlog.server.handlers.cluster import ClusterHandlers
 from raftlog.server.handlers.configs import ConfigHandlers
+from raftlog.server.handlers.consumer_groups import ConsumerGroupHandlers
 from raftlog.server.handlers.data import DataHandlers
 from raftlog.server.handlers.groups import GroupHandlers
 from raftlog.server.handlers.log_admin import LogAdminHandlers
@@ -102,11 +103,12 @@ class BrokerRole:
         )
         configs = ConfigHandlers(self._dynamic, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
+        consumers = ConsumerGroupHandlers(coordinators=self.coordinators, metadata=metadata)
         forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
         alterations = AlterConfigHandlers(self._dynamic, forwarding=forwarding, metadata=metadata)
         log_admin = LogAdminHandlers(replicas=self.replicas, logs=self._logs, files=environment.files)
         self.telemetry = TelemetryHandlers(settings, metadata=metadata, clock=environment.clock, chance=environment.random)
-        families = (self.cluster, configs, groups, data, queries, log_admin, self.telemetry)
+        families = (self.cluster, configs, groups, consumers, data, queries, log_admin, self.telemetry)
         handlers = {key: handler for family in families for key, handler in family.handlers().items()}
         raw = {**data.raw_handlers(), **forwarding.raw_handlers(), **alterations.raw_handlers()}
         return Router(handlers, raw, API_VERSIONS_BROKER, features=lambda: describe_features(metadata.image, BROKER_FEATURES))

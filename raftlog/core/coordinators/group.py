@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from raftlog.core.coordinators.records import NO_TIMESTAMP_MS, GroupValue, MemberValue
+from raftlog.core.coordinators.subscriptions import read_subscription
 from raftlog.errors import FencedInstanceId, IllegalGeneration, RebalanceInProgress, UnknownMemberId
 
 CONSUMER_PROTOCOL_TYPE: Final = "consumer"
@@ -216,7 +217,7 @@ class Group:
         if self.protocol is None:
             return None
         try:
-            return frozenset(topic for member in self.members.values() for topic in subscription_topics(member.metadata(self.protocol)))
+            return frozenset(topic for member in self.members.values() for topic in read_subscription(member.metadata(self.protocol)).topics)
         except ValueError:
             return None
 
@@ -224,6 +225,19 @@ class Group:
         if self.subscribed_topics is None:
             return self.protocol_type == CONSUMER_PROTOCOL_TYPE
         return topic in self.subscribed_topics
+
+    def offset_expiry_base_ms(self, commit_timestamp_ms: int) -> int | None:
+        """Since when the retention of an offset counts; None: not at all, for it is not known who consumes it.
+
+        From when the group became empty, or from the commit where it has no members of its own to ask or does not consume
+        that topic any more. Source: KIP-211.
+        """
+        if self.protocol_type is None:
+            return commit_timestamp_ms
+        if self.state is State.EMPTY:
+            return commit_timestamp_ms if self.state_timestamp_ms == NO_TIMESTAMP_MS else self.state_timestamp_ms
+        knows_topics = self.state is State.STABLE and self.protocol_type == CONSUMER_PROTOCOL_TYPE and self.subscribed_topics is not None
+        return commit_timestamp_ms if knows_topics else None
 
     # -- checks
 
@@ -301,20 +315,3 @@ class Group:
             group.add(member, value.protocol_type)
         group.subscribed_topics = group.compute_subscribed_topics()
         return group
-
-
-def subscription_topics(metadata: bytes) -> list[str]:
-    """The topics of a consumer-protocol subscription: int16 version, then an array of strings, in every version alike.
-
-    Raises ValueError when it has another form.
-    """
-    count = int.from_bytes(metadata[2:6], "big", signed=True)
-    position = 6
-    topics = []
-    for _ in range(count):
-        end = position + 2 + int.from_bytes(metadata[position : position + 2], "big")
-        if end > len(metadata) or position + 2 > len(metadata):
-            raise ValueError("the subscription is cut short")
-        topics.append(metadata[position + 2 : end].decode())
-        position = end
-    return topics

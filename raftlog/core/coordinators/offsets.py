@@ -7,11 +7,11 @@ offsets covers it too: the tombstone comes after it in the log.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from raftlog.core.coordinators.group import CONSUMER_PROTOCOL_TYPE, Group, Instant, State
+from raftlog.core.coordinators.group import Instant
 from raftlog.core.coordinators.records import NO_TIMESTAMP_MS, CoordinatorRecord, OffsetKey, OffsetValue
 from raftlog.errors import ErrorCode
 
@@ -37,7 +37,7 @@ class CommitRequest:
     generation: int
     offsets: Sequence[TopicOffset]
     retention_ms: int = DEFAULT_RETENTION_MS
-    knows_group_id_not_found: bool = True  # OffsetCommit v9 and above
+    version: int = 9  # Of OffsetCommit.
 
 
 class Planned(NamedTuple):
@@ -45,6 +45,17 @@ class Planned(NamedTuple):
 
     records: list[CoordinatorRecord]
     codes: list[ErrorCode]
+
+
+class OffsetsOwner(Protocol):
+    """What is needed of a group, of whatever type."""
+
+    group_id: str
+
+    def is_subscribed(self, topic: str) -> bool: ...
+
+    def offset_expiry_base_ms(self, commit_timestamp_ms: int) -> int | None:
+        """Since when the retention of an offset counts; None: not at all."""
 
 
 class _Stored(NamedTuple):
@@ -63,6 +74,14 @@ class Offsets:
 
     def of_group(self, group_id: str) -> Mapping[tuple[str, int], OffsetValue]:
         return {place: stored.value for place, stored in self._stored.get(group_id, {}).items()}
+
+    def has_any(self, group_id: str) -> bool:
+        return group_id in self._stored
+
+    @property
+    def group_ids(self) -> Iterable[str]:
+        """Of the groups that have offsets."""
+        return self._stored.keys()
 
     def get(self, group_id: str, topic: str, partition: int) -> OffsetValue | None:
         stored = self._stored.get(group_id, {}).get((topic, partition))
@@ -84,7 +103,7 @@ class Offsets:
             codes.append(ErrorCode.none)
         return Planned(records, codes)
 
-    def plan_delete(self, group: Group, partitions: Sequence[tuple[str, int]]) -> Planned:
+    def plan_delete(self, group: OffsetsOwner, partitions: Sequence[tuple[str, int]]) -> Planned:
         """Tombstones for the offsets that exist on `partitions`, save on topics that the group is subscribed to."""
         records: list[CoordinatorRecord] = []
         codes: list[ErrorCode] = []
@@ -109,26 +128,21 @@ class Offsets:
         keys.update(key for key in self._pending if key.topic in topics)
         return [CoordinatorRecord(key, None) for key in sorted(keys)]
 
-    def plan_expire(self, group: Group, now: Instant) -> tuple[list[CoordinatorRecord], bool]:
-        """Tombstones for the offsets that have outlived their retention; and whether none is left then.
-
-        Retention counts from when the group became empty, or from the commit where it has no members of its own to ask
-        or does not consume that topic any more. Source: KIP-211.
-        """
+    def plan_expire(self, group: OffsetsOwner, now: Instant) -> tuple[list[CoordinatorRecord], bool]:
+        """Tombstones for the offsets that have outlived their retention; and whether none is left then. Source: KIP-211."""
         records: list[CoordinatorRecord] = []
         is_last = True
-        since_empty = group.protocol_type is not None and group.state is State.EMPTY and group.state_timestamp_ms != NO_TIMESTAMP_MS
-        may_expire = group.protocol_type is None or group.state is State.EMPTY or _consumes_known_topics(group)
         for (topic, partition), stored in self._stored.get(group.group_id, {}).items():
-            since_ms = group.state_timestamp_ms if since_empty else stored.value.commit_timestamp_ms
-            expire_ms = stored.value.expire_timestamp_ms
-            if expire_ms == NO_TIMESTAMP_MS:
-                expire_ms = since_ms + self._retention_ms
+            since_ms = group.offset_expiry_base_ms(stored.value.commit_timestamp_ms)
             key = OffsetKey(group.group_id, topic, partition)
-            if may_expire and expire_ms <= now.wall_ms and not self._pending[key] and not group.is_subscribed(topic):
-                records.append(CoordinatorRecord(key, None))
-            else:
+            is_kept = since_ms is None or self._pending[key] or group.is_subscribed(topic)
+            expire_ms = stored.value.expire_timestamp_ms
+            if expire_ms == NO_TIMESTAMP_MS and since_ms is not None:
+                expire_ms = since_ms + self._retention_ms
+            if is_kept or expire_ms > now.wall_ms:
                 is_last = False
+            else:
+                records.append(CoordinatorRecord(key, None))
         return records, is_last and not any(key.group_id == group.group_id for key in self._pending)
 
     # -- what becomes of them
@@ -155,7 +169,3 @@ class Offsets:
         stored = places.get(place)
         assert stored is None or stored.record_offset < record_offset, f"{key} applied out of order"
         places[place] = _Stored(value, record_offset)
-
-
-def _consumes_known_topics(group: Group) -> bool:
-    return group.state is State.STABLE and group.protocol_type == CONSUMER_PROTOCOL_TYPE and group.subscribed_topics is not None

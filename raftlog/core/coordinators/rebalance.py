@@ -476,10 +476,20 @@ class Step:
 
     def resign(self, error: ErrorCode = ErrorCode.not_coordinator) -> None:
         """The group goes to another coordinator, or is deleted: whoever waits is told."""
+        self.interrupt(error)
+        self.group.transition(State.DEAD, self.now)
+
+    def converted(self, *, is_rebalancing: bool) -> None:
+        """A consumer group has become this one: as `loaded`, and its members are to rejoin where something has changed."""
+        self.loaded()
+        if is_rebalancing and self.group.state is State.STABLE:
+            self._prepare_rebalance()
+
+    def interrupt(self, error: ErrorCode) -> None:
+        """The group becomes one of another protocol: whoever waits is told, and asks that one."""
         for member in self.group.members.values():
             self._answer_join(member, JoinReply(error=error, member_id=member.member_id))
             self._answer_sync(member, SyncReply(error=error))
-        self.group.transition(State.DEAD, self.now)
 
     # -- answers
 

@@ -1,8 +1,9 @@
 """The records of `__consumer_offsets`: committed offsets and group metadata, Kafka's keys and values byte for byte.
 
-A key is an int16 version and its fields; versions 0 and 1 name an offset, version 2 a group. A value is an int16 version
-and its fields; no value is a tombstone. Offsets are written as value version 3 (1 where the client asked for a retention of
-its own), groups as version 3, which is what Kafka 4 writes; versions 0 to 4 are read, 4 being the flexible one.
+A key is an int16 version and its fields; versions 0 and 1 name an offset, version 2 a classic group, the others are those
+of `consumer_records`. A value is an int16 version and its fields; no value is a tombstone. Offsets are written as value
+version 3 (1 where the client asked for a retention of its own), groups as version 3, which is what Kafka 4 writes;
+versions 0 to 4 are read, 4 being the flexible one.
 Source: group-coordinator/src/main/resources/common/message/{OffsetCommit,GroupMetadata}{Key,Value}.json
 """
 
@@ -12,6 +13,16 @@ import struct
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
+from raftlog.core.coordinators.consumer_records import (
+    KEY_VERSIONS,
+    ConsumerKey,
+    ConsumerValue,
+    decode_consumer_value,
+    encode_consumer_key,
+    encode_consumer_value,
+    read_consumer_key,
+)
+from raftlog.core.coordinators.fields import FieldReader, byte_string, string
 from raftlog.errors import InvalidRecord
 
 OFFSET_KEY_VERSION: Final = 1
@@ -75,8 +86,9 @@ class GroupValue:
     members: tuple[MemberValue, ...]
 
 
-Key: TypeAlias = OffsetKey | GroupKey
-Value: TypeAlias = OffsetValue | GroupValue
+Key: TypeAlias = OffsetKey | GroupKey | ConsumerKey
+Value: TypeAlias = OffsetValue | GroupValue | ConsumerValue
+_CONSUMER_KEYS: Final = tuple(KEY_VERSIONS)
 
 
 class CoordinatorRecord(NamedTuple):
@@ -88,30 +100,34 @@ class CoordinatorRecord(NamedTuple):
 
 def encode_key(key: Key) -> bytes:
     if isinstance(key, OffsetKey):
-        return b"".join((struct.pack(">h", OFFSET_KEY_VERSION), _string(key.group_id), _string(key.topic), struct.pack(">i", key.partition)))
-    return struct.pack(">h", GROUP_KEY_VERSION) + _string(key.group_id)
+        return b"".join((struct.pack(">h", OFFSET_KEY_VERSION), string(key.group_id), string(key.topic), struct.pack(">i", key.partition)))
+    if not isinstance(key, GroupKey):
+        return encode_consumer_key(key)
+    return struct.pack(">h", GROUP_KEY_VERSION) + string(key.group_id)
 
 
 def encode_value(value: Value) -> bytes:
     if isinstance(value, OffsetValue):
         return _encode_offset(value)
+    if not isinstance(value, GroupValue):
+        return encode_consumer_value(value)
     parts = [
         struct.pack(">h", GROUP_VALUE_VERSION),
-        _string(value.protocol_type),
+        string(value.protocol_type),
         struct.pack(">i", value.generation),
-        _string(value.protocol),
-        _string(value.leader),
+        string(value.protocol),
+        string(value.leader),
         struct.pack(">qi", value.state_timestamp_ms, len(value.members)),
     ]
     for member in value.members:
         parts += (
-            _string(member.member_id),
-            _string(member.group_instance_id),
-            _string(member.client_id),
-            _string(member.client_host),
+            string(member.member_id),
+            string(member.group_instance_id),
+            string(member.client_id),
+            string(member.client_host),
             struct.pack(">ii", member.rebalance_timeout_ms, member.session_timeout_ms),
-            _bytes(member.subscription),
-            _bytes(member.assignment),
+            byte_string(member.subscription),
+            byte_string(member.assignment),
         )
     return b"".join(parts)
 
@@ -119,9 +135,9 @@ def encode_value(value: Value) -> bytes:
 def _encode_offset(value: OffsetValue) -> bytes:
     if value.expire_timestamp_ms != NO_TIMESTAMP_MS:
         head = struct.pack(">hq", OFFSET_VALUE_VERSION_EXPIRING, value.offset)
-        return head + _string(value.metadata) + struct.pack(">qq", value.commit_timestamp_ms, value.expire_timestamp_ms)
+        return head + string(value.metadata) + struct.pack(">qq", value.commit_timestamp_ms, value.expire_timestamp_ms)
     head = struct.pack(">hqi", OFFSET_VALUE_VERSION, value.offset, value.leader_epoch)
-    return head + _string(value.metadata) + struct.pack(">q", value.commit_timestamp_ms)
+    return head + string(value.metadata) + struct.pack(">q", value.commit_timestamp_ms)
 
 
 def decode(key: bytes, value: bytes | None) -> CoordinatorRecord | None:
@@ -134,7 +150,9 @@ def decode(key: bytes, value: bytes | None) -> CoordinatorRecord | None:
         return None
     if value is None:
         return CoordinatorRecord(decoded_key, None)
-    reader = _Reader(value)
+    if isinstance(decoded_key, _CONSUMER_KEYS):
+        return CoordinatorRecord(decoded_key, decode_consumer_value(decoded_key, value))
+    reader = FieldReader(value)
     version = reader.int16()
     if not 0 <= version <= VALUE_VERSION_MAX:
         raise InvalidRecord(f"value version {version} of {decoded_key} is unknown")
@@ -145,16 +163,16 @@ def decode(key: bytes, value: bytes | None) -> CoordinatorRecord | None:
 
 
 def decode_key(key: bytes) -> Key | None:
-    reader = _Reader(key)
+    reader = FieldReader(key)
     version = reader.int16()
     if version in (0, OFFSET_KEY_VERSION):
         return OffsetKey(reader.string(), reader.string(), reader.int32())
     if version == GROUP_KEY_VERSION:
         return GroupKey(reader.string())
-    return None
+    return read_consumer_key(version, reader)
 
 
-def _read_offset(reader: _Reader, version: int) -> OffsetValue:
+def _read_offset(reader: FieldReader, version: int) -> OffsetValue:
     offset = reader.int64()
     leader_epoch = reader.int32() if version >= 3 else -1
     metadata = reader.string()
@@ -164,7 +182,7 @@ def _read_offset(reader: _Reader, version: int) -> OffsetValue:
     return OffsetValue(offset, leader_epoch, metadata, commit_timestamp_ms, expire_timestamp_ms)
 
 
-def _read_group(reader: _Reader, version: int) -> GroupValue:
+def _read_group(reader: FieldReader, version: int) -> GroupValue:
     protocol_type = reader.string()
     generation = reader.int32()
     protocol = reader.nullable_string()
@@ -175,7 +193,7 @@ def _read_group(reader: _Reader, version: int) -> GroupValue:
     return GroupValue(protocol_type, generation, protocol, leader, state_timestamp_ms, members)
 
 
-def _read_member(reader: _Reader, version: int) -> MemberValue:
+def _read_member(reader: FieldReader, version: int) -> MemberValue:
     member = MemberValue(
         member_id=reader.string(),
         group_instance_id=reader.nullable_string() if version >= 3 else None,
@@ -188,83 +206,3 @@ def _read_member(reader: _Reader, version: int) -> MemberValue:
     )
     reader.tags()
     return member
-
-
-def _string(text: str | None) -> bytes:
-    if text is None:
-        return b"\xff\xff"
-    raw = text.encode()
-    return struct.pack(">h", len(raw)) + raw
-
-
-def _bytes(raw: bytes) -> bytes:
-    return struct.pack(">i", len(raw)) + raw
-
-
-class _Reader:
-    """Kafka's primitive types from one byte string; in the flexible form lengths are unsigned varints, one too high."""
-
-    __slots__ = ("_data", "_position", "flexible")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-        self.flexible = False
-
-    def _take(self, size_bytes: int) -> bytes:
-        end = self._position + size_bytes
-        if size_bytes < 0 or end > len(self._data):
-            raise InvalidRecord(f"a record of the group coordinator ends at byte {len(self._data)}, {end} expected")
-        taken = self._data[self._position : end]
-        self._position = end
-        return taken
-
-    def int16(self) -> int:
-        return int.from_bytes(self._take(2), "big", signed=True)
-
-    def int32(self) -> int:
-        return int.from_bytes(self._take(4), "big", signed=True)
-
-    def int64(self) -> int:
-        return int.from_bytes(self._take(8), "big", signed=True)
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 28:
-                raise InvalidRecord("a varint in a record of the group coordinator is too long")
-
-    def _length(self, width: int) -> int:
-        if self.flexible:
-            return self._varint() - 1
-        return self.int16() if width == 2 else self.int32()
-
-    def nullable_string(self) -> str | None:
-        length = self._length(2)
-        if length < 0:
-            return None
-        try:
-            return self._take(length).decode()
-        except UnicodeDecodeError as error:
-            raise InvalidRecord("a string in a record of the group coordinator is not UTF-8") from error
-
-    def string(self) -> str:
-        return self.nullable_string() or ""
-
-    def byte_string(self) -> bytes:
-        return self._take(max(0, self._length(4)))
-
-    def array_length(self) -> int:
-        return max(0, self._length(4))
-
-    def tags(self) -> None:
-        """Skip tagged fields; none is defined yet."""
-        if self.flexible:
-            for _ in range(self._varint()):
-                self._varint()
-                self._take(self._varint())

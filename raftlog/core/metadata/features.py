@@ -11,10 +11,13 @@ from typing import Final
 from raftlog.core.metadata import records as r
 
 KRAFT_VERSION_FEATURE: Final = "kraft.version"
+GROUP_VERSION_FEATURE: Final = "group.version"
+GROUP_VERSION: Final = 1  # The consumer protocol (KIP-848).
 
 # What a broker or controller of this release registers with, and answers to ApiVersions.
 SUPPORTED_FEATURES: Final[Mapping[str, tuple[int, int]]] = {
     r.METADATA_VERSION_FEATURE: (r.METADATA_VERSION_MIN, r.METADATA_VERSION),
+    GROUP_VERSION_FEATURE: (0, GROUP_VERSION),
 }
 
 
@@ -23,5 +26,6 @@ def bootstrap_records() -> list[r.MetadataRecord]:
     return [
         r.BeginTransactionRecord(name="Bootstrap records"),
         r.FeatureLevelRecord(name=r.METADATA_VERSION_FEATURE, feature_level=r.METADATA_VERSION),
+        r.FeatureLevelRecord(name=GROUP_VERSION_FEATURE, feature_level=GROUP_VERSION),
         r.EndTransactionRecord(),
     ]

@@ -1,4 +1,4 @@
-"""Classic consumer groups: JoinGroup, SyncGroup, Heartbeat, LeaveGroup, the offsets APIs, and the views on groups.
+"""Groups: JoinGroup, SyncGroup, Heartbeat, LeaveGroup of the classic protocol; offsets, views and deletion of both protocols.
 
 Versions: those of Kafka 4.2 (JoinGroup 0-9, OffsetCommit 2-10, OffsetFetch 1-10, FindCoordinator 0-6 ...). Differences to
 Kafka: FindCoordinator waits up to two seconds for a topic that it has just had created, where Kafka answers at once.
@@ -6,7 +6,7 @@ Kafka: FindCoordinator waits up to two seconds for a topic that it has just had 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 from raftlog.broker.coordinators import GroupCoordinators
@@ -87,7 +87,7 @@ class GroupHandlers:
             member_id=request.member_id,
             group_instance_id=request.group_instance_id,
             client_id=context.client_id or "",
-            client_host="/" + context.connection.peer.rpartition(":")[0],
+            client_host=client_host(context),
             session_timeout_ms=request.session_timeout,
             rebalance_timeout_ms=request.session_timeout if version == 0 else request.rebalance_timeout,
             protocol_type=request.protocol_type,
@@ -126,10 +126,10 @@ class GroupHandlers:
             "assignment": reply.assignment,
         }
 
-    def heartbeat(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+    async def heartbeat(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer Heartbeat v0-v4 (key 12)."""
         try:
-            self._coordinators.heartbeat(
+            await self._coordinators.heartbeat(
                 request.group_id,
                 member_id=request.member_id,
                 group_instance_id=request.group_instance_id,
@@ -190,7 +190,7 @@ class GroupHandlers:
             generation=request.generation_id_or_member_epoch,
             offsets=offsets,
             retention_ms=request.retention_time if version < 5 else DEFAULT_RETENTION_MS,
-            knows_group_id_not_found=version >= 9,
+            version=version,
         )
         try:
             return await self._coordinators.commit_offsets(request.group_id, commit)
@@ -200,14 +200,14 @@ class GroupHandlers:
     async def offset_fetch(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
         """Answer OffsetFetch v1-v10 (key 9): one group below v8, several from v8; all topics where none is named.
 
-        Source: KIP-98 (require_stable), KIP-709 (several groups), KIP-848 (topic ids from v10).
+        Source: KIP-98 (require_stable), KIP-709 (several groups), KIP-848 (member ids and epochs from v9, topic ids from v10).
         """
         version = context.api_version
         require_stable = bool(request.require_stable)
         if version >= 8:
-            groups = [await self._fetch_group(version, group.group_id, group.topics, require_stable) for group in request.groups]
+            groups = [await self._fetch_group(version, group, require_stable) for group in request.groups]
             return {"groups": groups}
-        answer = await self._fetch_group(version, request.group_id, request.topics, require_stable)
+        answer = await self._fetch_group(version, request, require_stable)
         if version < 2 and answer["error_code"] != ErrorCode.none:
             failed = _no_offset(answer["error_code"])
             partitions = [[{"partition_index": number, **failed} for number in topic.partition_indexes] for topic in request.topics]
@@ -215,9 +215,11 @@ class GroupHandlers:
         del answer["group_id"]
         return answer
 
-    async def _fetch_group(self, version: int, group_id: str, topics: Iterable[Fields] | None, require_stable: bool) -> dict[str, Any]:
+    async def _fetch_group(self, version: int, group: Fields, require_stable: bool) -> dict[str, Any]:
+        group_id, topics = group.group_id, group.topics
+        who = {"member_id": group.member_id, "member_epoch": group.member_epoch} if version >= 9 else {}
         try:
-            stored = await self._coordinators.fetch_offsets(group_id, require_stable=require_stable)
+            stored = await self._coordinators.fetch_offsets(group_id, require_stable=require_stable, **who)
         except ApiError as error:
             return {"group_id": group_id, "topics": (), "error_code": error.code}
         answers = []
@@ -346,6 +348,11 @@ class GroupHandlers:
     def _partitions(self, name: str | None) -> Container[int]:
         topic = None if name is None else self._metadata.image.topics.get(name)
         return () if topic is None else topic.partitions
+
+
+def client_host(context: RequestContext) -> str:
+    """A client's address as Kafka shows it."""
+    return "/" + context.connection.peer.rpartition(":")[0]
 
 
 def _identity(version: int, topic: Fields) -> dict[str, Any]:

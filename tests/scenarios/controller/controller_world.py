@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from raftlog.config import Settings
-from raftlog.core.metadata import records as r
+from raftlog.core.metadata.features import SUPPORTED_FEATURES
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.environment import Environment
 from raftlog.errors import ApiError, ErrorCode, NotController, RequestTimedOut
@@ -222,7 +222,7 @@ def registration(broker: Broker) -> SimpleNamespace:
         cluster_id=CLUSTER_ID,
         incarnation_id=broker.incarnation,
         listeners=(fields(name="PLAINTEXT", host="h", port=9000 + broker.node_id, security_protocol=0),),
-        features=(fields(name=r.METADATA_VERSION_FEATURE, min_supported_version=19, max_supported_version=r.METADATA_VERSION),),
+        features=tuple(fields(name=name, min_supported_version=low, max_supported_version=high) for name, (low, high) in SUPPORTED_FEATURES.items()),
         rack=broker.rack,
         is_migrating_zk_broker=False,
         log_dirs=(broker.directory,),

@@ -87,7 +87,8 @@ class Transcript:
                 changes["log_dirs"] = (broker.directory,) * int(changes.pop("directories"))
             if "metadata_version" in changes:
                 level = int(changes.pop("metadata_version"))
-                changes["features"] = (fields(name="metadata.version", min_supported_version=level, max_supported_version=level),)
+                groups = fields(name="group.version", min_supported_version=0, max_supported_version=1)
+                changes["features"] = (fields(name="metadata.version", min_supported_version=level, max_supported_version=level), groups)
             self._say_later(f"register {name}", self.world.register(broker, **changes), lambda reply: f"epoch={reply['broker_epoch']}")
 
     async def do_heartbeat(self, names, options):

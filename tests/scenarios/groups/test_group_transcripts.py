@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections import Counter
 
 import pytest
 from group_world import GROUP, World, subscription
 
+from raftlog.core.coordinators.consumer_events import MigrationPolicy
 from raftlog.core.coordinators.events import JoinReply, LeavingMember, Limits
-from raftlog.errors import ErrorCode
+from raftlog.core.coordinators.offsets import CommitRequest, TopicOffset
+from raftlog.core.coordinators.records import decode
+from raftlog.core.coordinators.subscriptions import encode_assignment, read_assignment
+from raftlog.errors import ApiError, ErrorCode
 
 TRANSCRIPTS = sorted(pathlib.Path(__file__).parent.glob("*.txt"))
 
@@ -19,6 +24,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self.world = World()
+        self._read = 0
 
     def execute(self, line: str) -> list[str]:
         command, *words = line.split()
@@ -38,6 +44,8 @@ class Transcript:
             return f"{name}: joined {reply.member_id} {told}"
         if reply.error is not ErrorCode.none:
             return f"{name}: sync {reply.error.name}"
+        if consumers := _read_consumers(reply.assignment):
+            return f"{name}: assigned {consumers}"
         return f"{name}: assigned {reply.assignment.decode()!r}"
 
     def do_limits(self, names, options):
@@ -53,7 +61,8 @@ class Transcript:
 
     def do_join(self, names, options):
         topics = options.get("topics", "t").split(",")
-        protocols = tuple((name, subscription(*topics)) for name in options.get("protocols", "range").split(","))
+        owned = _partitions(options["owned"]) if "owned" in options else None
+        protocols = tuple((name, subscription(*topics, owned=owned)) for name in options.get("protocols", "range").split(","))
         for name in names:
             self.world.join(
                 name,
@@ -65,18 +74,131 @@ class Transcript:
                 protocol_type=options.get("type", "consumer"),
             )
 
+    # -- the consumer protocol
+
+    def do_consumer_limits(self, names, options):
+        known = self.world.consumer_limits
+        self.world.consumer_limits = known._replace(
+            group_size_max=int(options.get("size", known.group_size_max)),
+            session_timeout_ms=int(options.get("session", known.session_timeout_ms)),
+            migration_policy=MigrationPolicy(options.get("policy", known.migration_policy.value)),
+        )
+
+    def do_topics(self, names, options):
+        """The topics that there are, by their numbers of partitions."""
+        self.world.set_topics({name: int(count) for name, count in options.items()})
+
+    def do_beat(self, names, options):
+        """Heartbeats of the consumer protocol: `full` says all there is to say, `owned=keep` holds on to what is to be given up."""
+        sent = {}
+        if "rebalance" in options:
+            sent["rebalance_timeout_ms"] = int(options["rebalance"])
+        for option, field in (("assignor", "server_assignor"), ("rack", "rack_id")):
+            if option in options:
+                sent[field] = options[option]
+        if "version" in options:
+            sent["version"] = int(options["version"])
+        is_full = True if "full" in names else None
+        return [self._beat(name, options, dict(sent), is_full) for name in names if name != "full"]
+
+    def _beat(self, name, options, sent, is_full):
+        one = self.world.consumer(name)
+        one.member_id = options.get("id", one.member_id)
+        one.instance = options.get("instance", one.instance)
+        if "topics" in options:
+            one.topics = sent["topics"] = tuple(sorted(filter(None, options["topics"].split(","))))
+        if "regex" in options:
+            one.regex = sent["regex"] = options["regex"]
+        epoch = int(options["epoch"]) if "epoch" in options else None
+        reply = self.world.beat(name, is_full=is_full, epoch=epoch, is_slow=options.get("owned") == "keep", **sent)
+        if isinstance(reply, ApiError):
+            return f"{name}: {reply.code.name}: {reply}"
+        given = "" if reply.assignment is None else f" assigned={self._names(reply.assignment)}"
+        return f"{name}: epoch={reply.member_epoch}{given}"
+
+    def _names(self, partitions):
+        names = self.world.image.topic_names
+        return ",".join(sorted(f"{names.get(topic_id, '?')}-{number}" for topic_id, numbers in partitions.items() for number in numbers)) or "-"
+
+    def do_quit(self, names, options):
+        """Consumers leave; `static`: for a while."""
+        epoch = -2 if "static" in names else -1
+        return [line for name in names if name != "static" for line in self.do_beat([name], {"epoch": str(epoch)})]
+
+    def do_crash(self, names, options):
+        """A consumer starts anew, under another member id where one is given, and knows nothing."""
+        for name in names:
+            one = self.world.consumer(name)
+            one.epoch, one.owned, one.told, one.member_id = 0, {}, None, options.get("id", one.member_id)
+
+    def do_resolve(self, names, options):
+        return ["resolved " + " ".join(self.world.resolve())]
+
+    def do_members(self, names, options):
+        """Each member of a consumer group: its epoch and state, what it owns, what it must give up, what is meant for it."""
+        group = self.world.shard.consumers.require(GROUP)
+        said = [f"{group.state.value} epoch={group.epoch} target={group.target_epoch}"]
+        for member_id, member in group.members.items():
+            current = member.current
+            revoking = f" revoking={self._names(current.revoking)}" if current.revoking else ""
+            kind = " classic" if member.is_classic else ""
+            target = self._names(group.targets.get(member_id, {}))
+            state = current.state.name.lower()
+            said.append(f"{member_id}{kind}: epoch={current.epoch} {state} owns={self._names(current.assigned)}{revoking} target={target}")
+        return said
+
+    def do_list(self, names, options):
+        states = frozenset(options.get("states", "").split(",")) - {""}
+        types = frozenset(options.get("types", "").split(",")) - {""}
+        return [" ".join(listed) for listed in self.world.shard.listed(states=states, types=types)] or ["none"]
+
+    def do_fetch(self, names, options):
+        """Offsets, asked for as a member."""
+        try:
+            self.world.shard.fetch(GROUP, member_id=options.get("member"), epoch=int(options.get("epoch", -1)))
+        except ApiError as error:
+            return [f"fetch {error.code.name}"]
+        return ["fetch none"]
+
+    def do_commit_as(self, names, options):
+        request = CommitRequest(
+            member_id=names[0],
+            group_instance_id=None,
+            generation=int(options["epoch"]),
+            offsets=(TopicOffset(options.get("topic", "t"), 0, int(options["offset"]), -1, ""),),
+            version=int(options.get("version", 9)),
+        )
+        try:
+            planned = self.world.shard.commit(GROUP, request, self.world.now)
+        except ApiError as error:
+            return [f"commit {error.code.name}"]
+        self.world.append(planned.records)
+        return [f"commit {planned.codes[0].name}"]
+
+    def do_log(self, names, options):
+        """Kinds of the records written since this was asked last."""
+        written = [decode(key, value) for key, value in self.world.log[self._read :]]
+        self._read = len(self.world.log)
+        kinds = [type(record.key).__name__.removesuffix("Key") + ("" if record.value is not None else " deleted") for record in written if record]
+        return [f"{count} {kind}" for kind, count in Counter(kinds).items()]
+
     def do_restart(self, names, options):
         """The process starts anew and knows no member id."""
         for name in names:
             self.world.client(name).restart()
 
-    def do_sync(self, names, options):
+    def do_sync(self, names, options, assignments=None, instance=None):
         generation = options.pop("generation", None)
-        instance = options.pop("instance", None)
-        assignments = {name: text.encode() for name, text in options.items()}
+        instance = options.pop("instance", instance)
+        assignments = assignments or {name: text.encode() for name, text in options.items()}
         for name in names:
             number = None if generation is None else int(generation)
             self.world.sync(name, instance=instance, assignments=assignments, generation=number)
+
+    def do_assign(self, names, options):
+        """The leader brings assignments in the form of consumers."""
+        instance = options.pop("instance", None)
+        self.do_sync(names, {}, {name: _encoded(text) for name, text in options.items()}, instance)
 
     def do_heartbeat(self, names, options):
         generation = int(options["generation"]) if "generation" in options else None
@@ -120,14 +242,37 @@ class Transcript:
         return [planned.codes[0].name]
 
     def do_expire(self, names, options):
-        for records in self.world.shard.expire(self.world.now):
-            self.world.append(records)
+        for group_id in list(self.world.shard.groups):
+            self.world.append(self.world.shard.expire(group_id, self.world.now).records)
 
     def do_group(self, names, options):
         if GROUP not in self.world.shard.groups:
             return ["no group"]
+        if self.world.shard.consumers.get(GROUP) is not None:
+            return self.do_members(names, options)
         group = self.world.shard.described(GROUP)
         return [f"{group.state} {group.protocol_type or '-'} {' '.join(member.member_id for member in group.members)}".rstrip()]
+
+
+def _partitions(text: str) -> dict[str, list[int]]:
+    """`t-0,t-1` by topic."""
+    found: dict[str, list[int]] = {}
+    for name in text.split(","):
+        topic, _, number = name.rpartition("-")
+        found.setdefault(topic, []).append(int(number))
+    return found
+
+
+def _encoded(text: str) -> bytes:
+    return encode_assignment(_partitions(text), version=0)
+
+
+def _read_consumers(assignment: bytes) -> str:
+    """An assignment that the coordinator made itself, in the form of consumers; empty for one that a leader made."""
+    if not assignment.startswith(b"\0") or len(assignment) < 6:
+        return ""
+    partitions = read_assignment(assignment)
+    return ",".join(sorted(f"{topic}-{number}" for topic, numbers in partitions.items() for number in numbers)) or "-"
 
 
 def play(text: str) -> str:

@@ -192,8 +192,8 @@ class Broker1:
         assert (await self.sync(joined, {joined.member_id: b"all"})).assignment == b"all"
         return joined
 
-    def heartbeat(self, joined: JoinReply) -> None:
-        self.groups.heartbeat(GROUP, member_id=joined.member_id, group_instance_id=None, generation=joined.generation)
+    async def heartbeat(self, joined: JoinReply) -> None:
+        await self.groups.heartbeat(GROUP, member_id=joined.member_id, group_instance_id=None, generation=joined.generation)
 
     async def commit(self, offset: int, joined: JoinReply | None = None, *, topic: str = "t") -> list[ErrorCode]:
         request = CommitRequest(

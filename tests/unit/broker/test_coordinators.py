@@ -55,11 +55,11 @@ def test_a_group_and_its_offsets_survive_their_coordinator():
         second = Broker1(first.replicas)
         await second.elected(2)
         assert await second.offset() == 42
-        second.heartbeat(joined)
+        await second.heartbeat(joined)
         described = second.groups.describe_group(GROUP)
         assert (described.state, described.members[0].assignment) == ("Stable", b"all")
         await asyncio.sleep(9.9)
-        second.heartbeat(joined)
+        await second.heartbeat(joined)
         await asyncio.sleep(10.1)
         assert second.groups.describe_group(GROUP).state == "Empty"
         await second.groups.close()
@@ -79,7 +79,7 @@ def test_while_loading_and_after_resigning_clients_look_again():
         with pytest.raises(CoordinatorLoadInProgress):
             broker.groups.list_groups(states=frozenset(), types=frozenset())
         assert (await broker.join()).error is ErrorCode.coordinator_load_in_progress
-        broker.groups.heartbeat(GROUP, member_id="x", group_instance_id=None, generation=1)
+        await broker.groups.heartbeat(GROUP, member_id="x", group_instance_id=None, generation=1)
         broker.replicas.load_gate.set()
         await asyncio.sleep(0.01)
         joined = await broker.member()
@@ -88,7 +88,7 @@ def test_while_loading_and_after_resigning_clients_look_again():
         broker.groups.resigned(HOME, 2)
         assert (await waiting).error is ErrorCode.not_coordinator
         with pytest.raises(NotCoordinator):
-            broker.heartbeat(joined)
+            await broker.heartbeat(joined)
         await broker.groups.close()
 
     virtually(scenario)
@@ -149,7 +149,7 @@ def test_failed_writes():
         broker.replicas.refusal = NotEnoughReplicas("too few")
         assert (await broker.sync(joined, {joined.member_id: b"all"})).error is ErrorCode.coordinator_not_available
         with pytest.raises(RebalanceInProgress):
-            broker.heartbeat(joined)
+            await broker.heartbeat(joined)
         with pytest.raises(ApiError):
             await broker.commit(7, joined)
         broker.replicas.refusal = None

@@ -312,16 +312,16 @@ def test_what_keeps_a_node_from_starting_is_one_clear_line(tmp_path: Path) -> No
 def test_the_metadata_log_begins_with_what_the_bootstrap_file_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with running(settings(tmp_path / "a")) as node:
-            assert node.image.features == {"metadata.version": 25}
+            assert node.image.features == {"metadata.version": 25, "group.version": 1}
         assert read_bootstrap_checkpoint(OsFiles(), str(tmp_path / "a"))
 
         # As `kafka-storage format` leaves it: with features that this release does not have.
-        levels = {"metadata.version": 21, "group.version": 1}
+        levels = {"metadata.version": 21, "transaction.version": 2}
         records = [r.encode(r.FeatureLevelRecord(name=name, feature_level=level)) for name, level in levels.items()]
         write_bootstrap_checkpoint(OsFiles(), str(tmp_path / "b"), records)
         async with running(settings(tmp_path / "b")) as node:
             assert node.image.features == {"metadata.version": 21}
-        assert "asks for group.version 1" in caplog.text
+        assert "asks for transaction.version 2" in caplog.text
 
         record = r.encode(r.FeatureLevelRecord(name="metadata.version", feature_level=99))
         write_bootstrap_checkpoint(OsFiles(), str(tmp_path / "c"), [record])

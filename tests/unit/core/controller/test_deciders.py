@@ -44,7 +44,10 @@ def registration(node_id: int, **changes: Any) -> SimpleNamespace:
         "cluster_id": "c",
         "incarnation_id": uuid.UUID(int=100 + node_id),
         "listeners": (),
-        "features": (fields(name="metadata.version", min_supported_version=7, max_supported_version=25),),
+        "features": (
+            fields(name="metadata.version", min_supported_version=7, max_supported_version=25),
+            fields(name="group.version", min_supported_version=0, max_supported_version=1),
+        ),
         "rack": None,
         "is_migrating_zk_broker": False,
         "log_dirs": (directory(node_id),),
@@ -150,9 +153,8 @@ class TestElections:
 
 class TestBrokers:
     def test_features_must_cover_what_is_finalized(self, image: MetadataImage) -> None:
-        finalized = applied(image, [r.FeatureLevelRecord(name="group.version", feature_level=1)])
         with pytest.raises(UnsupportedVersion, match=r"finalized version 1 of group\.version"):
-            register(finalized, registration(4))
+            register(image, registration(4, features=registration(4).features[:1]))
         with pytest.raises(UnsupportedVersion, match=r"metadata\.version"):
             register(image, registration(4, features=()))
         new = (*registration(4).features, fields(name="new", min_supported_version=1, max_supported_version=2))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from raftlog.core.coordinators.group import NEXT, Group, Instant, Member, MemberProtocol, State, subscription_topics
+from raftlog.core.coordinators.group import NEXT, Group, Instant, Member, MemberProtocol, State
 from raftlog.core.coordinators.shard import append_error
+from raftlog.core.coordinators.subscriptions import read_subscription
 from raftlog.errors import CoordinatorNotAvailable, ErrorCode, MessageTooLarge, NotLeaderOrFollower, RequestTimedOut
 
 NOW = Instant(0, 1000)
@@ -76,13 +77,13 @@ def test_a_group_comes_back_from_its_record():
 
 
 def test_subscriptions():
-    assert subscription_topics(SUBSCRIPTION) == ["t", "uv"]
+    assert read_subscription(SUBSCRIPTION).topics == ("t", "uv")
     for damaged in (SUBSCRIPTION[:9], b"\0\x01\x7f\xff\xff\xff\0\x01t", b"\0\0\0\0\0\x01\0\x01\xff"):
         with pytest.raises(ValueError, match=r"."):
-            subscription_topics(damaged)
+            read_subscription(damaged)
     group = group_of(member("a", "range", metadata=b"?"))
     group.protocol = "range"
-    assert group.compute_subscribed_topics() == frozenset()
+    assert group.compute_subscribed_topics() is None
     assert group.is_subscribed("anything"), "unknown subscriptions protect every topic"
 
 

@@ -67,7 +67,7 @@ def test_other_versions_of_groups_are_read():
 
 def test_tombstones_and_unknown_kinds():
     assert decode(encode_key(GroupKey("g")), None) == (GroupKey("g"), None)
-    assert decode(b"\0\x05" + s("g"), b"\0\0") is None
+    assert decode(b"\0\x09" + s("g"), b"\0\0") is None
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,12 @@ def test_configs_of_all_brokers_and_of_one() -> None:
 
 
 def test_features_and_producer_ids(image: MetadataImage) -> None:
-    assert image.features == {"metadata.version": 25} and image.metadata_version == 25
-    image, delta = after(image, r.FeatureLevelRecord(name="group.version", feature_level=1))
-    assert delta.changed_features == {"group.version"}
-    image, _ = after(image, r.FeatureLevelRecord(name="group.version", feature_level=0))
-    assert image.features == {"metadata.version": 25}
+    bootstrapped = {"metadata.version": 25, "group.version": 1}
+    assert image.features == bootstrapped and image.metadata_version == 25
+    image, delta = after(image, r.FeatureLevelRecord(name="a.feature", feature_level=1))
+    assert delta.changed_features == {"a.feature"}
+    image, _ = after(image, r.FeatureLevelRecord(name="a.feature", feature_level=0))
+    assert image.features == bootstrapped
     assert image.next_producer_id == 0
     image, _ = after(image, r.ProducerIdsRecord(broker_id=1, broker_epoch=5, next_producer_id=1000))
     assert image.next_producer_id == 1000
@@ -201,7 +202,7 @@ def test_difference_between_distant_images(image: MetadataImage) -> None:
 def test_a_snapshot_begins_with_the_metadata_version(image: MetadataImage) -> None:
     image, _ = after(image, r.FeatureLevelRecord(name="a.feature", feature_level=3))
     names = [record.name for record in image.snapshot_records() if isinstance(record, r.FeatureLevelRecord)]
-    assert names == ["metadata.version", "a.feature"]
+    assert names == ["metadata.version", "a.feature", "group.version"]
 
 
 @given(st.lists(st.tuples(st.dictionaries(st.text(max_size=3), st.integers(), max_size=9), st.sets(st.text(max_size=3), max_size=5)), max_size=9))
