@@ -132,9 +132,11 @@ class Partition:
 
     def require_leader(self, requested_epoch: LeaderEpoch = NO_LEADER_EPOCH) -> LeaderState:
         """The leader's state. Raises KafkaStorageError, FencedLeaderEpoch, UnknownLeaderEpoch, NotLeaderOrFollower."""
-        leading = self.require_reader(requested_epoch)
-        if leading is None:
-            raise NotLeaderOrFollower(f"{self.name} is not led here")
+        leading = self.leading
+        if requested_epoch != NO_LEADER_EPOCH or leading is None or self.offline:
+            leading = self.require_reader(requested_epoch)
+            if leading is None:
+                raise NotLeaderOrFollower(f"{self.name} is not led here")
         return leading
 
     def require_reader(self, requested_epoch: LeaderEpoch) -> LeaderState | None:

@@ -13,7 +13,7 @@ from typing import Final
 from raftlog.environment import Buffer
 from raftlog.errors import CorruptMessage, InvalidRecord, InvalidTimestamp, MessageTooLarge
 from raftlog.ids import NO_TIMESTAMP
-from raftlog.protocol.batches import HEADER_BYTES, LOG_APPEND_TIME, BatchHeader
+from raftlog.protocol.batches import COMPRESSION_MASK, HEADER_BYTES, LOG_APPEND_TIME, BatchHeader
 from raftlog.protocol.compression import Compression, compress, decompress_bounded
 from raftlog.protocol.contents import Glance, glance_at_records, with_content
 from raftlog.topic_config import TopicConfig
@@ -22,6 +22,7 @@ DECOMPRESSED_TO_MESSAGE_MAX: Final = 32
 """A batch that is looked into may hold so many times `max.message.bytes` of records: a bomb is let go before it fills memory."""
 
 INT64_MAX: Final = 2**63 - 1  # As a bound: none.
+NOT_EVEN_NOW: Final = -(2**65)  # As a bound of how far ahead of now: every batch must be opened.
 RECORD_ERRORS_MAX: Final = 1000  # Told of one batch: the response must not outgrow the request.
 
 _LZ4_FASTEST_LEVEL: Final = 9  # Kafka's default level, which means the fast compressor; every other one the thorough.
@@ -55,36 +56,34 @@ class Intake:
 
     __slots__ = (
         "_after_ms_max",
+        "_ahead_ms_max",
+        "_attributes",
+        "_attributes_mask",
         "_before_ms_max",
         "_codec",
         "_is_compacted",
         "_level",
-        "_opens_all",
-        "_stamps",
         "content_bytes_max",
         "message_bytes_max",
     )
 
     def __init__(self, config: TopicConfig) -> None:
-        self._stamps = config.message_timestamp_type == "LogAppendTime"
-        self._before_ms_max = INT64_MAX if self._stamps else config.message_timestamp_before_max_ms
-        self._after_ms_max = INT64_MAX if self._stamps else config.message_timestamp_after_max_ms
+        stamps = config.message_timestamp_type == "LogAppendTime"
+        self._before_ms_max = INT64_MAX if stamps else config.message_timestamp_before_max_ms
+        self._after_ms_max = INT64_MAX if stamps else config.message_timestamp_after_max_ms
         self._codec: Compression | None = _CODECS.get(config.compression_type)  # None: as the producer sent it.
         self._level = _level(self._codec, config)
         self._is_compacted = "compact" in config.cleanup_policy
-        self._opens_all = self._is_compacted or self._before_ms_max != INT64_MAX
+        # What a header must show, in the form that costs each append least: some attributes, and how far it is ahead of now.
+        self._attributes_mask = LOG_APPEND_TIME if self._codec is None else LOG_APPEND_TIME | COMPRESSION_MASK
+        self._attributes = 0 if self._codec is None else int(self._codec)
+        self._ahead_ms_max = NOT_EVEN_NOW if self._is_compacted or self._before_ms_max != INT64_MAX else self._after_ms_max
         self.message_bytes_max = config.max_message_bytes
         self.content_bytes_max = config.max_message_bytes * DECOMPRESSED_TO_MESSAGE_MAX
 
     def must_open(self, header: BatchHeader, now_ms: int) -> bool:
         """Whether its header does not suffice: then `admit` must see it before it is appended."""
-        attributes = header.attributes
-        return (
-            self._opens_all
-            or (self._codec is not None and attributes & 7 != self._codec)
-            or attributes & LOG_APPEND_TIME != 0
-            or header.max_timestamp_ms - now_ms > self._after_ms_max
-        )
+        return header.attributes & self._attributes_mask != self._attributes or header.max_timestamp_ms - now_ms > self._ahead_ms_max
 
     def admit(self, batch: Buffer, header: BatchHeader, *, now_ms: int, content_bytes_max: int | None = None) -> Buffer:
         """The batch as it is to be appended, in the topic's codec; offsets, producer and sequence stay.
