@@ -63,6 +63,8 @@ def watched(cluster: Cluster) -> Iterator[LogWatch]:
 
 
 def requests_of(cluster: Cluster, recorded: Recorded) -> MutatedRequests:
+    if not cluster.run(lambda: TOPIC in cluster.node(NODE_ID).image.topics):  # One of them has deleted it.
+        cluster.create_topic(TOPIC, partitions=2, replicas=1)
     topic_id = cluster.run(lambda: cluster.node(NODE_ID).image.topics[TOPIC].topic_id)
     return MutatedRequests(random.Random(SEED), recorded, topic_id=topic_id)
 
