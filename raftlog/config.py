@@ -165,9 +165,36 @@ class Settings:
     )
     num_recovery_threads_per_data_dir: int = setting(8, doc="Logs that are opened, or flushed and closed, at a time.", minimum=1)
     log_cleanup_policy: tuple[str, ...] = setting(
-        ("delete",), mode=CLUSTER_WIDE, doc="What becomes of old segments: they are deleted.", one_of=("delete",)
+        ("delete",),
+        mode=CLUSTER_WIDE,
+        doc="What becomes of old segments: they are deleted, compacted to the last record of each key, or both.",
+        one_of=("compact", "delete"),
     )
     log_retention_check_interval_ms: int = setting(300000, type=LONG, doc="Pause between looks for segments to delete.", minimum=10)
+    log_cleaner_enable: bool = setting(True, doc="Compact the logs whose policy says so; without it they only grow.")
+    log_cleaner_backoff_ms: int = setting(15000, mode=CLUSTER_WIDE, type=LONG, doc="Pause of the cleaner when no log is dirty enough.", minimum=0)
+    log_cleaner_dedupe_buffer_size: int = setting(
+        134217728,
+        mode=CLUSTER_WIDE,
+        type=LONG,
+        doc="Most memory the cleaner uses for keys, in bytes; what does not fit waits for the next round.",
+        minimum=1,
+    )
+    log_cleaner_io_max_bytes_per_second: float = setting(
+        1.7976931348623157e308, mode=CLUSTER_WIDE, doc="Most bytes per second that the cleaner reads and writes.", minimum=1
+    )
+    log_cleaner_min_cleanable_ratio: float = setting(
+        0.5, mode=CLUSTER_WIDE, doc="Share of a log that must be dirty before it is compacted.", minimum=0, maximum=1
+    )
+    log_cleaner_delete_retention_ms: int = setting(
+        86400000, mode=CLUSTER_WIDE, type=LONG, doc="How long a tombstone stays after it was first compacted.", minimum=0
+    )
+    log_cleaner_min_compaction_lag_ms: int = setting(
+        0, mode=CLUSTER_WIDE, type=LONG, doc="A record is not compacted before it has this age.", minimum=0
+    )
+    log_cleaner_max_compaction_lag_ms: int = setting(
+        9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="A log is compacted when its oldest dirty record has this age.", minimum=1
+    )
     log_index_interval_bytes: int = setting(4096, mode=CLUSTER_WIDE, doc="Bytes of log between two index entries.", minimum=0)
     log_index_size_max_bytes: int = setting(10485760, mode=CLUSTER_WIDE, doc="Largest index file.", minimum=96)
     log_message_timestamp_type: str = setting(

@@ -80,6 +80,9 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Remove one file; missing is fine."""
 
+    async def remove_later(self, path: str) -> None:
+        """As `remove`, off the event loop."""
+
     def remove_tree(self, path: str) -> None:
         """Remove a directory and all in it; missing is fine."""
 

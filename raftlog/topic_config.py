@@ -75,7 +75,11 @@ class TopicConfig:
         doc="Segments whose newest record is older are deleted; -1: never.",
     )
     retention_bytes: int = of("log.retention.bytes", doc="Oldest segments beyond this size are deleted; -1: never.")
-    cleanup_policy: tuple[str, ...] = of("log.cleanup.policy", doc="What becomes of old segments: they are deleted.")
+    cleanup_policy: tuple[str, ...] = of("log.cleanup.policy", doc="What becomes of old segments: delete, compact or both.")
+    min_cleanable_dirty_ratio: float = of("log.cleaner.min.cleanable.ratio", doc="Share of the log that must be dirty before it is compacted.")
+    delete_retention_ms: int = of("log.cleaner.delete.retention.ms", doc="How long a tombstone stays after it was first compacted.")
+    min_compaction_lag_ms: int = of("log.cleaner.min.compaction.lag.ms", doc="A record is not compacted before it has this age.")
+    max_compaction_lag_ms: int = of("log.cleaner.max.compaction.lag.ms", doc="The log is compacted when its oldest dirty record has this age.")
     index_interval_bytes: int = of("log.index.interval.bytes", doc="Bytes of log between two index entries.")
     segment_index_bytes: int = of("log.index.size.max.bytes", doc="Largest index file.")
     message_timestamp_type: str = of("log.message.timestamp.type", doc="Whose clock stamps records.")
@@ -111,6 +115,16 @@ class TopicConfig:
     def deletes(self) -> bool:
         """Whether old records are deleted, by time, by size or on request."""
         return "delete" in self.cleanup_policy
+
+    @property
+    def compacts(self) -> bool:
+        """Whether of each key only the last record is kept."""
+        return "compact" in self.cleanup_policy
+
+    @property
+    def segment_ms_max(self) -> int:
+        """The age at which a segment is rolled: what is to be compacted by then must not be in the active one."""
+        return min(self.segment_ms, self.max_compaction_lag_ms) if "compact" in self.cleanup_policy else self.segment_ms
 
     @classmethod
     def resolve(cls, settings: Settings, overrides: Mapping[str, str]) -> TopicConfig:
@@ -163,3 +177,11 @@ def check(name: str) -> Callable[[str], Any]:
     if name not in KEYS:
         raise InvalidConfig(f"Unknown topic config name: {name}")
     return KEYS[name].parse
+
+
+def check_together(overrides: Mapping[str, str]) -> None:
+    """Whether values that are each valid go together. Raises InvalidConfig."""
+    names = "min.compaction.lag.ms", "max.compaction.lag.ms"
+    least, most = (KEYS[name].parse(overrides[name]) if name in overrides else KEYS[name].default for name in names)
+    if least > most:
+        raise InvalidConfig(f"conflict topic config setting {names[0]} ({least}) > {names[1]} ({most})")

@@ -103,8 +103,8 @@ class OffsetsTopic:
 
 
 def offsets_topic_configs(settings: Settings) -> list[dict[str, str]]:
-    """For CreateTopics: offsets do not age by their place in the log, so no retention of the log may touch them."""
-    configs = {"retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(settings.offsets_topic_segment_bytes)}
+    """For CreateTopics: of each group and offset only the last record counts."""
+    configs = {"cleanup.policy": "compact", "segment.bytes": str(settings.offsets_topic_segment_bytes)}
     return [{"name": name, "value": value} for name, value in configs.items()]
 
 

@@ -28,6 +28,7 @@ from raftlog.errors import ApiError, InvalidRequiredAcks, InvalidTopic, KafkaSto
 from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, ProducerId, TopicId, TopicName, TopicPartition
 from raftlog.protocol.batches import iterate_headers
 from raftlog.protocol.wire import NO_UUID
+from raftlog.storage.cleaner import LogCleaner
 from raftlog.topic_config import TopicConfig
 
 if TYPE_CHECKING:
@@ -95,14 +96,16 @@ class ReplicaManager:
         )
         self.sessions = SessionFetches(environment, self._fetches, slots_max=settings.max_incremental_fetch_session_cache_slots)
         self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self._throttles.following, self.storage_failed)
+        self.cleaner = LogCleaner(environment, settings, logs, stable_offset=self._stable_offset, on_storage_error=self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin the timers: high-watermark checkpoint, ISR shrink, retention, recovery-point flush."""
+        """Begin the timers (high-watermark checkpoint, ISR shrink, retention) and the cleaner."""
         settings = self._settings
         self._every(settings.replica_high_watermark_checkpoint_interval_ms, self.checkpoint_high_watermarks)
         self._every(max(settings.replica_lag_time_max_ms // 2, 1), self._shrink_isrs)
         self._every(settings.log_retention_check_interval_ms, self._delete_old_segments)
+        self.cleaner.start()
 
     async def close(self) -> None:
         """Stop fetching and the timers, answer whoever waits, checkpoint the high watermarks. The logs stay open."""
@@ -110,6 +113,7 @@ class ReplicaManager:
         await self.wait_until_created()
         await self._fetchers.close()
         await self._isr_changes.close()
+        await self.cleaner.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -126,6 +130,7 @@ class ReplicaManager:
         self._to_create.clear()
         self._fetchers.abandon()
         self._isr_changes.abandon()
+        self.cleaner.abandon()
         for task in self._tasks:
             task.cancel()
 
@@ -298,6 +303,7 @@ class ReplicaManager:
         """Other settings from now on: each topic's defaults, and what it does not override, change at once."""
         self._settings = settings
         self._throttles.reconfigure(settings)
+        self.cleaner.reconfigure(settings)
         for name in {partition.name.topic: None for partition in self._hosted}:
             self._reconfigure(name, self.image)
 
@@ -509,6 +515,11 @@ class ReplicaManager:
                 logger.info("%s: asking to drop %s from the ISR", partition.name, sorted(change.removed))
                 self._isr_changes.submit(partition, change)
             partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)  # A joiner that stalled holds it back no more.
+
+    def _stable_offset(self, name: TopicPartition) -> Offset | None:
+        """Below it nothing is cut any more, so it may be compacted."""
+        partition = self._hosted.by_name.get(name)
+        return None if partition is None or partition.offline else partition.last_stable_offset
 
     async def _delete_old_segments(self) -> None:
         now_ms = self._clock.wall_ms()

@@ -50,6 +50,7 @@ COMPRESSION_MAX: Final = max(Compression).value
 LOG_APPEND_TIME: Final = 0x08
 TRANSACTIONAL: Final = 0x10
 CONTROL: Final = 0x20
+DELETE_HORIZON: Final = 0x40  # The base timestamp is when the batch's tombstones may go (KIP-534).
 
 NO_PRODUCER_ID: Final = -1
 NO_PRODUCER_EPOCH: Final = -1
@@ -125,6 +126,11 @@ class BatchHeader(NamedTuple):
     @property
     def is_control(self) -> bool:
         return bool(self.attributes & CONTROL)
+
+    @property
+    def delete_horizon_ms(self) -> int | None:
+        """When the tombstones of the batch may go; None until compaction has first seen them."""
+        return self.base_timestamp_ms if self.attributes & DELETE_HORIZON else None
 
 
 RecordHeaders: TypeAlias = tuple[tuple[str, bytes | None], ...]
@@ -278,7 +284,8 @@ _SMALL_VARINTS: Final = tuple(bytes((number << 1,)) for number in range(64))
 _NULL_LENGTH: Final = b"\x01"  # Zigzag of -1.
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Zigzag, in as few bytes as it takes."""
     if 0 <= number < 64:
         return _SMALL_VARINTS[number]
     zigzag = (number << 1) if number >= 0 else (-number << 1) - 1
@@ -292,16 +299,16 @@ def _varint(number: int) -> bytes:
 
 def _encode_record(record: Record, *, offset_delta: int, timestamp_delta_ms: int) -> bytes:
     key, value, headers = record.key, record.value, record.headers
-    parts = [b"\x00", _varint(timestamp_delta_ms), _varint(offset_delta)]
-    parts += (_NULL_LENGTH,) if key is None else (_varint(len(key)), key)
-    parts += (_NULL_LENGTH,) if value is None else (_varint(len(value)), value)
-    parts.append(_varint(len(headers)))
+    parts = [b"\x00", varint(timestamp_delta_ms), varint(offset_delta)]
+    parts += (_NULL_LENGTH,) if key is None else (varint(len(key)), key)
+    parts += (_NULL_LENGTH,) if value is None else (varint(len(value)), value)
+    parts.append(varint(len(headers)))
     for name, content in headers:
         encoded = name.encode()
-        parts += (_varint(len(encoded)), encoded)
-        parts += (_NULL_LENGTH,) if content is None else (_varint(len(content)), content)
+        parts += (varint(len(encoded)), encoded)
+        parts += (_NULL_LENGTH,) if content is None else (varint(len(content)), content)
     body = b"".join(parts)
-    return _varint(len(body)) + body
+    return varint(len(body)) + body
 
 
 def encode_batch(

@@ -19,6 +19,7 @@ from raftlog.ids import NO_TIMESTAMP, LeaderEpoch, Offset, TopicId, TopicPartiti
 from raftlog.protocol.batches import EPOCH_END, HEADER_BYTES, BatchHeader, patch, size_at, stamp, validate, verify
 from raftlog.storage import checkpoints
 from raftlog.storage.handles import OpenFiles
+from raftlog.storage.indexes import RELATIVE_OFFSET_MAX
 from raftlog.storage.loading import Loaded, end_marker
 from raftlog.storage.reads import LogReads
 from raftlog.storage.segment import SNAPSHOT_SUFFIX, Segment, file_name
@@ -99,6 +100,7 @@ class LogAppends(LogReads):
         self._failure: str | None = None  # Why nothing can be appended any more: the disk, or it is closed.
         self._failed = False
         self._is_identity_synced = True  # partition.metadata.
+        self._swapping: Segment | None = None  # About to take the place of others; its files end with `.swap`.
 
     @property
     def failed(self) -> bool:
@@ -219,7 +221,9 @@ class LogAppends(LogReads):
         last_offset = last.base_offset + last.header.last_offset_delta
         segment = self._active
         if self._must_roll(segment, size_bytes, last_offset, last.max_timestamp_ms, now_ms):
-            self.roll(placed[0].base_offset)
+            # At the log's end even if a leader's compaction left a gap there: after a crash a gap would be taken for a loss.
+            within_reach = last_offset - self.log_end_offset <= RELATIVE_OFFSET_MAX
+            self.roll(self.log_end_offset if within_reach else placed[0].base_offset)
             segment = self._active
         try:
             segment.write(buffers)
@@ -259,14 +263,14 @@ class LogAppends(LogReads):
         if first_ms is None or first_ms < 0:
             first_ms = segment.roll_timestamp_ms()
         age_ms = now_ms - segment.created_ms if first_ms is None else max_timestamp_ms - first_ms
-        return age_ms > config.segment_ms - self._jitter_ms(segment)
+        return age_ms > config.segment_ms_max - self._jitter_ms(segment)
 
     def _jitter_ms(self, segment: Segment) -> int:
         """How much earlier than segment.ms this segment is rolled: other partitions and segments have other values."""
         config = self.config
         if not config.segment_jitter_ms:
             return 0
-        return crc32(f"{self.topic_partition}:{segment.base_offset}".encode()) % min(config.segment_jitter_ms, config.segment_ms)
+        return crc32(f"{self.topic_partition}:{segment.base_offset}".encode()) % min(config.segment_jitter_ms, config.segment_ms_max)
 
     def roll(self, base_offset: Offset | None = None) -> None:
         """Begin a new segment at the log's end (or a later `base_offset`), unless the active one is empty and begins there.

@@ -185,6 +185,9 @@ class OsFiles:
         except OSError as error:
             raise _failure("remove", path, error) from error
 
+    async def remove_later(self, path: str) -> None:
+        await _remove_later(self, path)
+
     def remove_tree(self, path: str) -> None:
         try:
             shutil.rmtree(path)
@@ -258,4 +261,5 @@ class OsFiles:
 
 _sync_directory_later: Final = wrap(OsFiles.sync_directory)
 _replace_later: Final = wrap(OsFiles.replace)
+_remove_later: Final = wrap(OsFiles.remove)
 _space_later: Final = wrap(OsFiles.space)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Final
 
 from raftlog.core.log.epochs import EpochCache
 from raftlog.core.log.producers import EndMarker, ProducerStates
@@ -18,7 +19,9 @@ from raftlog.protocol.batches import CONTROL_ABORT, CONTROL_COMMIT, BatchHeader,
 from raftlog.storage.checkpoints import LEADER_EPOCHS
 from raftlog.storage.handles import OpenFiles
 from raftlog.storage.scanning import Found, Scan, chunks
-from raftlog.storage.segment import INDEX_SUFFIX, LOG_SUFFIX, SNAPSHOT_SUFFIX, TIME_INDEX_SUFFIX, Segment, file_name
+from raftlog.storage.segment import CLEANED, DELETED, INDEX_SUFFIX, LOG_SUFFIX, SNAPSHOT_SUFFIX, SWAP, TIME_INDEX_SUFFIX, Segment, file_name
+
+SEGMENT_SUFFIXES: Final = (LOG_SUFFIX, INDEX_SUFFIX, TIME_INDEX_SUFFIX, ".txnindex")
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Loader:
 
     async def load(self) -> Loaded:
         """Raises StorageError naming the path."""
+        await self._finish_replacing()
         names = set(self.handles.files.list(self.directory))
         self._find_files(names)
         self._read_epochs(names)
@@ -66,14 +70,44 @@ class Loader:
             end_offset = await self._recover_from(first)
         return self._finish(end_offset)
 
+    async def _finish_replacing(self) -> None:
+        """What a crash in the midst of compaction left: complete what had come as far as `.swap`, else undo it.
+
+        As in Kafka, a `.swap` at or above a `.cleaned` file is of no use: not all of its kind were complete.
+        """
+        files = self.handles.files
+        names = files.list(self.directory)
+        stages = {stage: [name for name in names if name.endswith(stage) and _base_of(name) >= 0] for stage in (CLEANED, DELETED, SWAP)}
+        usable_end = min((_base_of(name) for name in stages[CLEANED]), default=None)
+        logs = {_base_of(name) for name in stages[SWAP] if name.endswith(LOG_SUFFIX + SWAP)}
+        usable = {base for base in logs if usable_end is None or base < usable_end}
+        for name in (*stages[CLEANED], *stages[DELETED], *(name for name in stages[SWAP] if _base_of(name) not in usable)):
+            files.remove(f"{self.directory}/{name}")
+        for base_offset in sorted(usable):
+            await self._finish_swap(base_offset, names)
+        if stages[SWAP]:
+            files.sync_directory(self.directory)
+
+    async def _finish_swap(self, base_offset: Offset, names: list[str]) -> None:
+        """Remove the segments that this one covers, if they are still there, and give it its place."""
+        segment = self._segment(base_offset)
+        segment.stage = SWAP
+        segment.stat()
+        await segment.load_indexes()
+        end_offset, _ = await segment.load_tail()
+        logger.info("%s: completing a compaction: %s replaces what lies from %d to %d", self.directory, segment.path(), base_offset, end_offset)
+        for name in names:
+            if name.endswith(SEGMENT_SUFFIXES) and base_offset <= _base_of(name) < end_offset:
+                self.handles.files.remove(f"{self.directory}/{name}")
+        segment.close()
+        segment.enter("")
+
     def _find_files(self, names: set[str]) -> None:
         files = self.handles.files
         for name in sorted(names):
             stem, dot, suffix = name.rpartition(".")
-            if name.endswith((".deleted", ".cleaned", ".tmp")):
+            if name.endswith(".tmp"):
                 files.remove(f"{self.directory}/{name}")
-            elif name.endswith(".swap"):
-                raise StorageError(f"{self.directory}/{name} is of an unfinished compaction, which is not supported")
             elif stem.isdigit() and dot + suffix == LOG_SUFFIX:
                 self.segments.append(self._segment(int(stem)))
             elif stem.isdigit() and dot + suffix == SNAPSHOT_SUFFIX:
@@ -160,12 +194,14 @@ class Loader:
         self.epochs.truncate_from_end(end_offset)
         for place in range(first, len(self.segments)):
             segment = self.segments[place]
-            if segment.base_offset != end_offset:  # Nothing here compacts, so a hole is what the crash has lost.
+            # Segments leave no gap between them, also when compacted, so it is what the crash has lost; those that another
+            # broker compacted may, but not above what had been flushed.
+            if segment.base_offset < end_offset or segment.base_offset > max(end_offset, self.recovery_point):
                 self._cut(place, f"{segment.path()} does not begin where the segment before it ends", offset=end_offset)
                 break
             problem = await segment.recover(self._recovered)
             last_offset = segment.last_offset
-            end_offset = end_offset if last_offset is None else last_offset + 1
+            end_offset = segment.base_offset if last_offset is None else last_offset + 1
             if problem is not None:
                 self.cut_bytes += segment.file.size() - segment.size_bytes
                 segment.file.truncate(segment.size_bytes)
@@ -207,6 +243,12 @@ class Loader:
         self.epochs.truncate_from_start(start_offset)
         recovery_point = end_offset if self.clean_shutdown else min(self.recovery_point, end_offset)
         return Loaded(self.segments, self.epochs, self.producers, self.snapshots, start_offset, end_offset, recovery_point)
+
+
+def _base_of(name: str) -> Offset:
+    """Of a segment's file; -1 for any other."""
+    stem = name.partition(".")[0]
+    return int(stem) if stem.isdigit() else -1
 
 
 def end_marker(header: BatchHeader, batch: memoryview) -> EndMarker | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from raftlog.core.log.epochs import EpochCache
 from raftlog.core.log.intake import Intake
@@ -20,7 +21,7 @@ from raftlog.storage.appends import Appended, AppendOrigin, LogAppends
 from raftlog.storage.handles import OpenFiles
 from raftlog.storage.loading import Loaded, Loader, end_marker, read_snapshot
 from raftlog.storage.reads import TimestampOffset
-from raftlog.storage.segment import SNAPSHOT_SUFFIX, Segment, file_name
+from raftlog.storage.segment import CLEANED, DELETED, SNAPSHOT_SUFFIX, SWAP, Segment, file_name
 from raftlog.topic_config import TopicConfig
 
 __all__ = ["AppendOrigin", "Appended", "Log", "TimestampOffset"]
@@ -136,6 +137,7 @@ class Log(LogAppends):
             self.truncate_fully_and_start_at(offset)
             return
         try:
+            self.discard_swap()
             while self._active.base_offset > offset:
                 self._drop(len(self._segments) - 1)
                 self._active = self._segments[-1]
@@ -200,6 +202,7 @@ class Log(LogAppends):
     def truncate_fully_and_start_at(self, offset: Offset) -> None:
         """Drop everything; the log is empty and begins and ends at `offset`. Raises KafkaStorageError."""
         try:
+            self.discard_swap()
             for place in range(len(self._segments) - 1, -1, -1):
                 self._drop(place)
             self._active = self._new_segment(offset)
@@ -235,7 +238,10 @@ class Log(LogAppends):
         return True
 
     def delete_old_segments(self, now_ms: int, high_watermark: Offset) -> int:
-        """Delete segments wholly below `high_watermark` by time, size and log start; how many went. Raises KafkaStorageError."""
+        """Delete segments wholly below `high_watermark` by log start and, where the policy has delete, by time and size.
+
+        How many went. Raises KafkaStorageError.
+        """
         config = self.config
         surplus_bytes = self.size_bytes - config.retention_bytes if config.retention_bytes >= 0 else -1
         count = 0
@@ -244,8 +250,8 @@ class Log(LogAppends):
                 break
             newest_ms = segment.newest()[0]
             newest_ms = newest_ms if newest_ms >= 0 else segment.created_ms
-            is_old = 0 <= config.retention_ms < now_ms - newest_ms
-            is_surplus = surplus_bytes >= segment.size_bytes and config.retention_bytes >= 0
+            is_old = config.deletes and 0 <= config.retention_ms < now_ms - newest_ms
+            is_surplus = config.deletes and surplus_bytes >= segment.size_bytes and config.retention_bytes >= 0
             if not (is_old or is_surplus or end_offset <= self.log_start_offset):
                 break
             surplus_bytes -= segment.size_bytes
@@ -259,6 +265,7 @@ class Log(LogAppends):
             self.roll()
         self.advance_log_start(self._bases[count])
         try:
+            self.discard_swap()
             for _ in range(count):
                 self._drop(0)
         except StorageError as error:
@@ -266,6 +273,70 @@ class Log(LogAppends):
         self._cuts += 1  # A cold read of what went starts again.
         for offset in [offset for offset in self._snapshot_offsets if offset < self._bases[0]]:
             self._drop_snapshot(offset)
+
+    # --- replacing segments by what compaction leaves of them ------------------------------------------------------------
+
+    @property
+    def cuts(self) -> int:
+        """Another number whenever segments were cut, removed or replaced."""
+        return self._cuts
+
+    def rolled_segments(self) -> list[tuple[Segment, Offset]]:
+        """All but the active one, oldest first, each with where the next begins."""
+        return list(zip(self._segments[:-1], self._bases[1:], strict=True))
+
+    def begin_cleaned(self, base_offset: Offset) -> Segment:
+        """An empty segment to be filled, sealed and synced for `swap_in`; after a crash it is removed. Raises StorageError."""
+        segment = self._new_segment(base_offset)
+        segment.stage = CLEANED
+        segment.create()
+        return segment
+
+    async def swap_in(self, cleaned: Segment, replaced: Sequence[Segment]) -> bool:
+        """Put `cleaned` in the place of adjacent rolled segments; False, and it is gone, when the log was cut meanwhile.
+
+        A crash at any point leaves the one or the others: once the ending `.swap` is on disk, the next start completes what
+        is left to do. The files of those replaced remain, as `.deleted`. Raises StorageError, KafkaStorageError.
+        """
+        cuts = self._cuts
+        cleaned.enter(SWAP)
+        self._swapping = cleaned
+        await self._handles.files.sync_directory_later(self.directory)
+        if cuts != self._cuts:
+            self.discard_swap()
+            return False
+        self._swapping = None
+        try:
+            for segment in replaced:
+                segment.close()
+                segment.enter(DELETED)
+            cleaned.enter("")
+        except StorageError as error:
+            self._fail(error)  # Neither here nor there: the next start makes it good.
+            raise KafkaStorageError(str(error)) from error
+        self._replace(cleaned, replaced)
+        return True
+
+    def _replace(self, cleaned: Segment, replaced: Sequence[Segment]) -> None:
+        place = self._segments.index(replaced[0])
+        self._segments[place : place + len(replaced)] = [cleaned]
+        self._bases[place : place + len(replaced)] = [cleaned.base_offset]
+        for segment in replaced:
+            segment.is_removed = True
+            if segment in self._read_lately:
+                self._read_lately.remove(segment)
+            if segment.base_offset != cleaned.base_offset:
+                self._drop_snapshot(segment.base_offset)
+        cleaned.forget_indexes()
+        self._cuts += 1
+        self._are_names_synced = False
+
+    def discard_swap(self) -> None:
+        """Let no start complete a replacement of what is about to be cut. Blocking where one is under way. Raises StorageError."""
+        if self._swapping is not None:
+            self._swapping.remove()
+            self._swapping = None
+            self._handles.files.sync_directory(self.directory)
 
     # --- durability ---------------------------------------------------------------------------------------------------
 
@@ -349,6 +420,8 @@ class Log(LogAppends):
         self.directory = directory
         for segment in self._segments:
             segment.directory = directory
+        if self._swapping is not None:
+            self._swapping.directory = directory
 
     def _release(self, why: str) -> None:
         self._failure = self._failure or f"{self.topic_partition} takes no more records: {why}"

@@ -43,6 +43,7 @@ class LogManager:
         self._default_config = TopicConfig.resolve(settings, {})
         self._logs: dict[TopicPartition, Log] = {}
         self._high_watermarks: dict[TopicPartition, Offset] = {}
+        self._cleaned_offsets: dict[TopicPartition, Offset] = {}
         self._written: dict[str, dict[TopicPartition, Offset]] = {}  # The checkpoints as they are on disk.
         self._to_flush: set[TopicPartition] = set()
         self._work = asyncio.Event()
@@ -58,6 +59,11 @@ class LogManager:
     def high_watermarks(self) -> Mapping[TopicPartition, Offset]:
         """As last checkpointed."""
         return self._high_watermarks
+
+    @property
+    def cleaned_offsets(self) -> Mapping[TopicPartition, Offset]:
+        """Below which a compacted log was cleaned; a hint, which may be older than the log."""
+        return self._cleaned_offsets
 
     def get(self, topic_partition: TopicPartition) -> Log | None:
         return self._logs.get(topic_partition)
@@ -105,6 +111,7 @@ class LogManager:
         recovery_points = self._read_checkpoint(checkpoints.RECOVERY_POINTS)
         log_starts = self._read_checkpoint(checkpoints.LOG_STARTS)
         self._high_watermarks = self._read_checkpoint(checkpoints.HIGH_WATERMARKS)
+        self._cleaned_offsets = self._read_checkpoint(checkpoints.CLEANED_OFFSETS)
         found = self._find_directories()
         if found and not clean:
             logger.info("%s was not closed cleanly: checking %d partitions above their recovery points", self.directory, len(found))
@@ -228,6 +235,7 @@ class LogManager:
         if log is None:
             return None
         self._high_watermarks.pop(topic_partition, None)
+        self._cleaned_offsets.pop(topic_partition, None)
         self._to_flush.discard(topic_partition)
         log.abandon()
         suffix = f".{self._random_id().hex}{ending}"
@@ -257,7 +265,9 @@ class LogManager:
         self._to_flush.add(name)
         self._work.set()
 
-    def _cut(self, _name: TopicPartition) -> None:
+    def _cut(self, name: TopicPartition) -> None:
+        if name in self._cleaned_offsets:
+            self._cleaned_offsets[name] = min(self._cleaned_offsets[name], self._logs[name].log_end_offset)
         self._work.set()
 
     async def _maintain(self) -> None:
@@ -307,6 +317,18 @@ class LogManager:
     async def _checkpoint_logs(self) -> None:
         await self._write(checkpoints.RECOVERY_POINTS, {name: log.recovery_point for name, log in self._logs.items()})
         await self.checkpoint_log_starts()
+        await self._checkpoint_cleaned()
+
+    async def checkpoint_cleaned(self, name: TopicPartition, offset: Offset) -> None:
+        """The log is compacted below `offset`: write `cleaner-offset-checkpoint`. Raises StorageError."""
+        if name in self._logs:
+            self._cleaned_offsets[name] = offset
+            await self._checkpoint_cleaned()
+
+    async def _checkpoint_cleaned(self) -> None:
+        async with self._checkpointing:
+            if self._cleaned_offsets or checkpoints.CLEANED_OFFSETS in self._written:
+                await self._write(checkpoints.CLEANED_OFFSETS, self._cleaned_offsets)
 
     async def checkpoint_log_starts(self) -> None:
         """Write `log-start-offset-checkpoint`: of the logs that begin within what is still on disk. Raises StorageError."""

@@ -49,6 +49,11 @@ class LogReads:
         return self._bases[0]
 
     @property
+    def active_base_offset(self) -> Offset:
+        """Of the newest segment, the one that is appended to."""
+        return self._active.base_offset
+
+    @property
     def segment_count(self) -> int:
         return len(self._segments)
 
@@ -136,6 +141,13 @@ class LogReads:
 
     async def offset_for_timestamp(self, timestamp_ms: int) -> TimestampOffset | None:
         """The first record at or after a time; None when there is none. Not bounded by the high watermark."""
+        while True:
+            cuts = self._cuts
+            found = await self._look_up(timestamp_ms)
+            if cuts == self._cuts:
+                return found
+
+    async def _look_up(self, timestamp_ms: int) -> TimestampOffset | None:
         for segment in self._segments.copy():
             if segment.is_removed or segment.newest()[0] < timestamp_ms:
                 continue

@@ -23,6 +23,11 @@ INDEX_SUFFIX: Final = ".index"
 TIME_INDEX_SUFFIX: Final = ".timeindex"
 SNAPSHOT_SUFFIX: Final = ".snapshot"
 
+# Behind the whole name, while compaction replaces segments: Kafka's stages, which say what to do after a crash.
+CLEANED: Final = ".cleaned"  # Being written: of no use.
+SWAP: Final = ".swap"  # Complete, and to take the place of the segments that it covers.
+DELETED: Final = ".deleted"  # Replaced.
+
 RECENT_BATCHES_MAX: Final = 256  # Whose exact positions are known: where followers and tailing consumers read.
 HINTS_MAX: Final = 64  # Positions where sequential readers left off.
 WALK_BYTES: Final = 16 * 1024  # Read at once to find a batch between two index entries.
@@ -63,6 +68,7 @@ class Segment:
         "max_timestamp_ms",
         "max_timestamp_offset",
         "size_bytes",
+        "stage",
         "used",
     )
 
@@ -70,6 +76,7 @@ class Segment:
         """An empty segment; `now_ms` is wall time. `create` its file, or `stat`, `recover` or `load_tail` an existing one."""
         self.base_offset = base_offset
         self.directory = directory
+        self.stage = ""  # CLEANED, SWAP or DELETED; nothing for a segment in use.
         self.size_bytes = 0
         self.index_interval_bytes = index_interval_bytes
         self.created_ms = now_ms
@@ -91,7 +98,7 @@ class Segment:
         self._unsynced: list[str] = []  # Paths of index files that were written.
 
     def path(self, suffix: str = LOG_SUFFIX) -> str:
-        return f"{self.directory}/{file_name(self.base_offset, suffix)}"
+        return f"{self.directory}/{file_name(self.base_offset, suffix)}{self.stage}"
 
     def create(self) -> None:
         """Make the `.log` file, empty. Raises StorageError."""
@@ -110,6 +117,22 @@ class Segment:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def enter(self, stage: str) -> None:
+        """Rename its files, the log last: it is what counts after a crash. Raises StorageError."""
+        files = self._handles.files
+        before = [self.path(suffix) for suffix in (INDEX_SUFFIX, TIME_INDEX_SUFFIX, LOG_SUFFIX)]
+        self.stage = stage
+        for path, suffix in zip(before, (INDEX_SUFFIX, TIME_INDEX_SUFFIX, LOG_SUFFIX), strict=True):
+            if suffix == LOG_SUFFIX or files.exists(path):
+                files.rename(path, self.path(suffix))
+
+    async def remove_later(self) -> None:
+        """As `remove`, off the event loop: the file may be large."""
+        self.close()
+        self.is_removed = True
+        for suffix in (LOG_SUFFIX, INDEX_SUFFIX, TIME_INDEX_SUFFIX):
+            await self._handles.files.remove_later(self.path(suffix))
 
     def close(self) -> None:
         """Give the descriptor back; nothing is written."""
@@ -162,6 +185,17 @@ class Segment:
             self.max_timestamp_ms, self.max_timestamp_offset = self.time_index.last_entry
             self._is_newest_known = True
         return self.max_timestamp_ms, self.max_timestamp_offset
+
+    async def load_ages(self) -> None:
+        """Bring what `newest` and `roll_timestamp_ms` tell to memory, so that neither reads. Raises StorageError."""
+        if not self._is_newest_known:
+            was_loaded = self.is_index_loaded
+            await self.load_indexes()
+            self.newest()
+            if not was_loaded:
+                self.forget_indexes()
+        if self.first_timestamp_ms is None and self.size_bytes:
+            self.first_timestamp_ms = parse_header(await read_warm(self.file, 0, HEADER_BYTES)).max_timestamp_ms
 
     def _read_small(self, suffix: str) -> bytes:
         path = self.path(suffix)

@@ -123,9 +123,9 @@ class Cluster:
         """A clean shutdown: leadership is handed over first."""
         self._call(self._stop(node_id))
 
-    def restart(self, node_id: NodeId) -> None:
-        """Start a node that was killed or stopped, on its old data and ports, and wait until it serves."""
-        self._call(self._start_all([node_id]))
+    def restart(self, *node_ids: NodeId) -> None:
+        """Start nodes that were killed or stopped, on their old data and ports, and wait until they serve."""
+        self._call(self._start_all(list(node_ids)))
 
     def leader_of(self, topic: str, partition: int = 0) -> NodeId:
         """The partition's leader in the newest metadata, NO_NODE when it has none."""

@@ -196,6 +196,9 @@ class MemoryFiles:
         if path in self._names:
             self._set_name(path, None)
 
+    async def remove_later(self, path: str) -> None:
+        self.remove(path)
+
     def remove_tree(self, path: str) -> None:
         self.enter("remove", path)
         for name in [name for name in self._names if name.startswith(path + "/")]:

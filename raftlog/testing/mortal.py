@@ -82,6 +82,9 @@ class MortalFiles:
     def remove(self, path: str) -> None:
         self._alive(path).remove(path)
 
+    async def remove_later(self, path: str) -> None:
+        await self._alive(path).remove_later(path)
+
     def remove_tree(self, path: str) -> None:
         self._alive(path).remove_tree(path)
 

@@ -295,7 +295,7 @@ def test_each_item_is_refused_with_its_own_code(cluster: Cluster, watched: LogWa
         "value": (new("value", configs=[{"name": "retention.ms", "value": "abc"}]), codes.invalid_config),
         "null": (new("null", configs=[{"name": "retention.ms", "value": None}]), codes.invalid_config),
         "beyond": (new("beyond", configs=[{"name": "retention.ms", "value": "9" * 30}]), codes.invalid_config),
-        "compact": (new("compact", configs=[{"name": "cleanup.policy", "value": "compact"}]), codes.invalid_config),
+        "compact": (new("compact", configs=[{"name": "cleanup.policy", "value": "compact,shred"}]), codes.invalid_config),
         "good": (new("good", configs=[{"name": "cleanup.policy", "value": "delete"}]), codes.none),
     }
     asked = {"topics": [topics["two"][0], *(topic for topic, _ in topics.values())], "timeout": 5000, "validate_only": True}

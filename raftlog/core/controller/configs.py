@@ -17,7 +17,7 @@ from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ApiError, BrokerIdNotRegistered, ErrorCode, InvalidRequest, UnknownTopicOrPartition
 from raftlog.topic_config import KEYS as TOPIC_KEYS
-from raftlog.topic_config import check
+from raftlog.topic_config import check, check_together
 
 # The configs of each type of resource that is kept in the metadata log.
 CONFIG_KEYS: Final[Mapping[int, Mapping[str, ConfigKey]]] = {
@@ -69,6 +69,7 @@ def _check_topic(image: MetadataImage, settings: Settings, name: str, changes: C
     for config, value in changes.items():
         if value is not None:
             check(config)(value)
+    check_together({config: value for config, value in (dict(image.topic_configs(name)) | dict(changes)).items() if value is not None})
     if name not in image.topics:
         raise UnknownTopicOrPartition(f"The topic '{name}' does not exist.")
 

@@ -34,7 +34,7 @@ from raftlog.errors import (
     error_for,
 )
 from raftlog.ids import DIRECTORY_MIGRATING, DIRECTORY_UNASSIGNED, METADATA_TOPIC, RESERVED_UUIDS_MAX, NodeId, TopicId, TopicName
-from raftlog.topic_config import KEYS, check
+from raftlog.topic_config import KEYS, check, check_together
 
 TOPIC_NAME_CHARACTERS_MAX: Final = 249
 PARTITIONS_PER_REQUEST_MAX: Final = 10_000  # Kafka's bound of the records that one request may make.
@@ -141,6 +141,7 @@ def _checked_configs(configs: Iterable[Any]) -> dict[str, str]:
     for config in configs:
         check(config.name)(config.value)
         values[config.name] = config.value
+    check_together(values)
     return values
 
 

@@ -82,6 +82,10 @@ class ProducerStates:
     def __len__(self) -> int:
         return len(self._states)
 
+    def last_offsets(self) -> dict[ProducerId, Offset]:
+        """Where the last batch of each producer ends."""
+        return {producer_id: state.batches[-1].last_offset for producer_id, state in self._states.items() if state.batches}
+
     def get(self, producer_id: ProducerId) -> ProducerState | None:
         return self._states.get(producer_id)
 

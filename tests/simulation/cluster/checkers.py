@@ -7,6 +7,7 @@ milliseconds, and `check_end` compares what is left when all is healed.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Final
 
 from raftlog.core.metadata.image import MetadataImage, Partition
@@ -15,11 +16,12 @@ from raftlog.ids import TopicPartition
 from raftlog.server.node import Node
 from raftlog.storage.log import Log
 from tests.simulation.cluster.harness import SimulatedCluster
+from tests.simulation.cluster.records import Seen, end_of, last_sequences, seen_in
 
 LOOK_EVERY_S: Final = 0.02
 PROBLEMS_MAX: Final = 20
 READ_BYTES_MAX: Final = 1 << 24
-MIN_ISR: Final = {"events": 2, "churn": 2, "stamped": 2}
+MIN_ISR: Final = {"events": 2, "table": 2, "churn": 2, "stamped": 2}
 
 
 class Watch:
@@ -32,6 +34,7 @@ class Watch:
         self._latest = MetadataImage()
         self._partitions: tuple[MetadataImage, list[tuple[TopicPartition, Partition]]] = (self._latest, [])  # Of that image.
         self._marks: dict[tuple[int, TopicPartition], tuple[Node, object, int]] = {}
+        self._committed: dict[tuple[TopicPartition, uuid.UUID], int] = {}  # The highest mark of any node.
         self._small: dict[TopicPartition, tuple[int, int]] = {}
         self._controllers: dict[int, int] = {}
         cluster.on_image = self.image_seen
@@ -121,6 +124,11 @@ class Watch:
             known, known_id, before = self._marks.get((node_id, name), (node, log.topic_id, -1))
             if known is node and known_id == log.topic_id and mark < before:
                 self._complain("high watermark moved back", f"of {name} on node {node_id}, from {before} to {mark}")
+            committed = self._committed[name, log.topic_id] = max(mark, self._committed.get((name, log.topic_id), 0))
+            if node.logs.cleaned_offsets.get(name, 0) > committed:  # A mark may be lower after a restart.
+                self._complain(
+                    "compacted what was not committed", f"{name} on node {node_id} up to {node.logs.cleaned_offsets[name]}, committed is {committed}"
+                )
             if mark > log.log_end_offset:
                 self._complain("high watermark beyond the log", f"of {name} on node {node_id}: {mark}, the log ends at {log.log_end_offset}")
             self._marks[node_id, name] = (node, log.topic_id, mark)
@@ -178,7 +186,7 @@ class Watch:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def check_end(self) -> None:
-        """Below the smallest high watermark all replicas are the same, byte for byte."""
+        """Below the smallest high watermark all replicas are the same: byte for byte, of compacted topics record by record."""
         for topic in self._latest.topics.values():
             for number, partition in topic.partitions.items():
                 await self._compare_replicas(TopicPartition(topic.name, number), partition.replicas)
@@ -198,9 +206,36 @@ class Watch:
             assert log is not None
             logs[node_id] = log
         contents = {node_id: await _read_all(log, min(ends)) for node_id, log in logs.items()}
-        if len(set(contents.values())) > 1:
+        if "compact" in self._latest.topic_configs(name.topic).get("cleanup.policy", ""):
+            self._compare_records(name, contents)
+            await self._check_producers(name, logs)
+        elif len(set(contents.values())) > 1:
             sizes = {node_id: len(content) for node_id, content in contents.items()}
             self._complain("replicas differ", f"those of {name} below {min(ends)}: {sizes} bytes")
+
+    def _compare_records(self, name: TopicPartition, contents: dict[int, bytes]) -> None:
+        """Compacted replicas: what two have at one offset is the same, and each key's last value is in all of them."""
+        seen = {node_id: {record.offset: record for record in seen_in(content)[0]} for node_id, content in contents.items()}
+        union: dict[int, Seen] = {}
+        for node_id, records in seen.items():
+            for offset, record in records.items():
+                if union.setdefault(offset, record) != record:
+                    self._complain("replicas differ", f"at offset {offset} of {name} node {node_id} has {record}, another one {union[offset]}")
+        last = {record.key: record for _, record in sorted(union.items())}
+        for node_id, records in seen.items():
+            missing = [record for record in last.values() if record.value is not None and record.offset not in records]
+            if missing:
+                self._complain("compacted too much", f"{name} on node {node_id} lacks {missing[0]}, the last of its key")
+
+    async def _check_producers(self, name: TopicPartition, logs: dict[int, Log]) -> None:
+        """What a replica knows of a producer it could learn again from its log: compaction keeps the last sequence of each."""
+        for node_id, log in logs.items():
+            told = last_sequences(await _read_all(log, log.log_end_offset))
+            for producer_id, state in log.producers._states.items():
+                held = (state.batches[-1].last_offset, state.batches[-1].last_sequence)
+                if told.get(producer_id) != held:
+                    problem = f"{name} on node {node_id} knows that producer {producer_id} ended with {held}, its log says {told.get(producer_id)}"
+                    self._complain("producer forgotten", problem)
 
 
 async def _read_all(log: Log, end_offset: int) -> bytes:
@@ -211,19 +246,8 @@ async def _read_all(log: Log, end_offset: int) -> bytes:
         if not piece:
             break
         content += piece
-        offset = _end_of(bytes(piece))
+        offset = end_of(bytes(piece))
     return bytes(content)
-
-
-def _end_of(batches: bytes) -> int:
-    """The offset after the last of these batches, by the header fields of the record batch format alone."""
-    position = end = 0
-    while position + 61 <= len(batches):
-        base = int.from_bytes(batches[position : position + 8], "big")
-        length = int.from_bytes(batches[position + 8 : position + 12], "big")
-        end = base + int.from_bytes(batches[position + 23 : position + 27], "big") + 1
-        position += 12 + length
-    return end
 
 
 def _same(left: MetadataImage, right: MetadataImage) -> bool:

@@ -32,12 +32,14 @@ SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
     "offsets.topic.num.partitions": "2",
     "offsets.topic.replication.factor": "3",
     "log.segment.bytes": "4096",
-    "offsets.topic.segment.bytes": "8192",
+    "offsets.topic.segment.bytes": "4096",
     "metadata.log.max.record.bytes.between.snapshots": "8192",
     "auto.create.topics.enable": "false",
     "leader.imbalance.check.interval.seconds": "10",
     "log.flush.offset.checkpoint.interval.ms": "5000",
     "replica.selector.class": RACK_AWARE_SELECTOR,
+    "log.cleaner.backoff.ms": "700",
+    "log.cleaner.min.cleanable.ratio": "0.2",
 }
 
 

@@ -20,6 +20,7 @@ from raftlog.core.controller import brokers, elections, partitions, producers
 from raftlog.core.coordinators.group import Group
 from raftlog.core.coordinators.shard import Shard
 from raftlog.core.decision import Decision
+from raftlog.core.log.compaction import KeyOffsets
 from raftlog.core.log.producers import ProducerStates
 from raftlog.core.metadata import image as images
 from raftlog.core.metadata import records as r
@@ -35,6 +36,7 @@ from raftlog.quorum.states import CommittedBatch
 from raftlog.quorum.voter import Voter
 from raftlog.storage import loading, segment
 from raftlog.storage.scanning import Scan
+from raftlog.storage.segment import Segment
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S
 from tests.simulation.cluster.shrink import checkers_of
 from tests.simulation.cluster.simulate import simulate
@@ -385,6 +387,46 @@ def vote_lost() -> Any:
 @_mutant("entries go before the snapshot that holds them is on the disk")
 def snapshot_durable_late() -> Any:
     return _without(snapshot_durable_first=False, reconciled_first=False)
+
+
+# --- compaction -------------------------------------------------------------------------------------------------------
+
+
+@_mutant("compaction takes a key's last record away as well")
+def compaction_takes_the_last_record() -> Any:
+    return _around(KeyOffsets, "last_of", lambda right, self, key: right(self, key) + 1)
+
+
+@_mutant("compaction takes the last sequence of a producer away")
+def compaction_forgets_producers() -> Any:
+    return mock.patch.object(ProducerStates, "last_offsets", _last_offsets_of_nobody)
+
+
+@_mutant("the cleaner goes beyond the high watermark")
+def compaction_beyond_the_mark() -> Any:
+    return mock.patch.object(ReplicaManager, "_stable_offset", lambda self, name: self._logs.logs[name].log_end_offset)
+
+
+@_mutant("a compacted segment takes its place before it is on the disk")
+def compacted_segment_not_synced() -> Any:
+    async def wrong(right: Any, self: Segment) -> None:
+        if not self.stage:
+            await right(self)
+
+    return _around(Segment, "sync_all", wrong)
+
+
+@_mutant("what a crash left of a compaction is thrown away, though it has replaced its segments already")
+def swap_thrown_away() -> Any:
+    async def wrong(self: loading.Loader, base_offset: int, names: list[str]) -> None:
+        for suffix in loading.SEGMENT_SUFFIXES:
+            self.handles.files.remove(f"{self.directory}/{segment.file_name(base_offset, suffix)}{segment.SWAP}")
+
+    return mock.patch.object(loading.Loader, "_finish_swap", wrong)
+
+
+def _last_offsets_of_nobody(self: ProducerStates) -> dict[int, int]:
+    return {}
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ from tests.simulation.cluster.nemesis import Nemesis
 from tests.simulation.cluster.probes import AlterPartitionProbe
 from tests.simulation.cluster.readers import STAMPED, STAMPED_CONFIGS, NearConsumer, StampedConsumer
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, Tempo, plan
+from tests.simulation.cluster.tables import CONFIGS as TABLE_CONFIGS
+from tests.simulation.cluster.tables import TOPIC as TABLE
+from tests.simulation.cluster.tables import Ledger, TableNoise, TableReader, TableWriter
 from tests.simulation.cluster.topics import TOPIC as CHURN
 from tests.simulation.cluster.topics import TopicChurn
 
@@ -67,6 +70,7 @@ class _Life:
         self._tempo = Tempo(life.faults)
         self._client_count = 0
         self._near: list[NearConsumer] = []
+        self._ledger = Ledger()
 
     async def run(self) -> Outcome:
         loop = asyncio.get_running_loop()
@@ -101,6 +105,7 @@ class _Life:
         await admin.create_topic(STAMPED, partitions=1, replicas=3, configs=STAMPED_CONFIGS)
         until_s = loop.time() + self._plan.until_s
         self._tempo.begin(loop.time())
+        await admin.create_topic(TABLE, partitions=1, replicas=3, configs=TABLE_CONFIGS)
         churn = TopicChurn(*self._client("churn"))
         watching = loop.create_task(watch.run())
         configurer = Configurer(*self._client("configurer"), topic=TOPIC, node_id=1, port=cluster.bootstrap_ports()[0])
@@ -108,10 +113,11 @@ class _Life:
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
         finals += [self._near_consumer(partition) for partition in range(PARTITIONS)]
         finals.append(StampedConsumer(*self._client("final"), topic=STAMPED, partition=0))
+        table = TableReader(*self._client("final"), ledger=self._ledger)
         async with asyncio.timeout(RECOVERY_S_MAX):
             await cluster.wait_until_whole()
             await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
-            await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end())
+            await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end(), table.read_to_end())
         watching.cancel()
         exists = CHURN in cluster.newest.topics
         if (churn.name and not exists) or (exists and not churn.name and churn.is_settled):
@@ -136,6 +142,9 @@ class _Life:
             AlterPartitionProbe(self._cluster, self._recorder, random.Random(f"{self._plan.seed} probe")),
         )
         work += self._data_path(until_s)
+        work.append(TableWriter(*self._client("table"), ledger=self._ledger).run(until_s=until_s))
+        work.append(TableReader(*self._client("table"), ledger=self._ledger).run(until_s=until_s))
+        work.append(TableNoise(*self._client("noise")).run(until_s=until_s))
         return work + [member.run(until_s=until_s) for member in (*members, *others)]
 
     def _data_path(self, until_s: float) -> list[Coroutine[Any, Any, None]]:

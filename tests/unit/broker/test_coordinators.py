@@ -229,7 +229,7 @@ def test_the_offsets_topic_is_created_once_with_as_many_replicas_as_there_are_br
         found = await asyncio.gather(*(broker.groups.find(GROUP, "PLAINTEXT") for _ in range(3)))
         assert found == [CoordinatorNode(1, "127.0.0.1", 9001)] * 3
         assert [(topic["name"], topic["replication_factor"]) for topic in broker.channel.created] == [(GROUP_METADATA_TOPIC, 2)]
-        assert {"name": "retention.ms", "value": "-1"} in broker.channel.created[0]["configs"]
+        assert {"name": "cleanup.policy", "value": "compact"} in broker.channel.created[0]["configs"]
         with pytest.raises(CoordinatorNotAvailable):
             await broker.groups.find(GROUP, "ELSEWHERE")
         await broker.groups.close()
