@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.simulation.cluster.mutants import MUTANTS, SEEDS_MAX, hunt
+from tests.simulation.cluster.mutants import MUTANTS, SEEDS_MAX, Caught, hunt
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S
 from tests.simulation.cluster.shrink import shrink
 from tests.simulation.cluster.simulate import Outcome, simulate
@@ -74,7 +74,7 @@ def main() -> int:
     if arguments.mutants is not None:
         if unknown := set(arguments.mutants) - MUTANTS.keys():
             parser.error(f"no such mutant: {', '.join(sorted(unknown))}; there are {', '.join(MUTANTS)}")
-        return run_mutants(arguments.mutants or list(MUTANTS), first=arguments.seed)
+        return run_mutants(arguments.mutants or list(MUTANTS), first=arguments.seed, jobs=arguments.jobs)
     return run_seeds(arguments)
 
 
@@ -125,22 +125,25 @@ def _simulate(task: tuple[int, float]) -> Outcome:
     return simulate(seed, faults_until_s=faults_until_s)
 
 
-def run_mutants(names: list[str], *, first: int) -> int:
+def run_mutants(names: list[str], *, first: int, jobs: int) -> int:
     """Returns the exit status: 0 when every planted bug was caught."""
     missed = []
-    for name in names:
-        started_s = time.monotonic()
-        found = hunt(MUTANTS[name], first=first)
-        if found is None:
-            missed.append(name)
-            print(f"{name}: NOT caught in {SEEDS_MAX} seeds ({MUTANTS[name].breaks})", flush=True)
-        else:
-            checkers = ", ".join(found.checkers)
-            print(
-                f"{name}: caught after {found.seeds} seeds, {time.monotonic() - started_s:.0f} s, by {checkers} ({MUTANTS[name].breaks})", flush=True
-            )
-    print(f"{len(names) - len(missed)} of {len(names)} planted bugs were caught")
+    print(f"{'PLANTED BUG':44} {'SEEDS':>5} {'CPU S':>5}  CAUGHT BY", flush=True)
+    with multiprocessing.Pool(jobs, initializer=logging.disable) as pool:
+        for name, found, took_s in pool.imap(_hunt, [(name, first) for name in names]):
+            if found is None:
+                missed.append(name)
+            seeds, checkers = (str(found.seeds), ", ".join(found.checkers)) if found is not None else (f">{SEEDS_MAX}", "NOBODY")
+            print(f"{name:44} {seeds:>5} {took_s:5.0f}  {checkers}", flush=True)
+    print(f"{len(names) - len(missed)} of {len(names)} planted bugs were caught{''.join(f'; not {name}: {MUTANTS[name].breaks}' for name in missed)}")
     return 1 if missed else 0
+
+
+def _hunt(task: tuple[str, int]) -> tuple[str, Caught | None, float]:
+    """(the planted bug, how it was caught, seconds of CPU)"""
+    name, first = task
+    started_s = time.process_time()
+    return name, hunt(MUTANTS[name], first=first), time.process_time() - started_s
 
 
 if __name__ == "__main__":
