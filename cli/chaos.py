@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ANOMALIES_PRINTED_MAX: Final = 20
 SECONDS_PER_MINUTE: Final = 60.0
 NODE_COUNTS: Final = (3, 5)
+NETWORKS: Final = ("proxies", "namespaces")
 
 app = typer.Typer(help="Faults on a real cluster under real clients, and the checking of histories.", no_args_is_help=True)
 
@@ -39,7 +40,18 @@ def list_scenarios(context: typer.Context, as_json: JsonOption = False) -> int:
 
     found = load_all()
     if wants_json(context, as_json):
-        print_json([{"name": item.name, "title": item.title, "about": item.about, "limit_s": item.writes_resume_within_s} for item in found.values()])
+        print_json(
+            [
+                {
+                    "name": item.name,
+                    "title": item.title,
+                    "about": item.about,
+                    "limit_s": item.writes_resume_within_s,
+                    "needs_namespaces": item.needs_namespaces,
+                }
+                for item in found.values()
+            ]
+        )
     else:
         rows = [[item.name, item.title, f"{item.writes_resume_within_s:g} s {measured(item.measure)}"] for item in found.values()]
         print_table(["scenario", "what happens", "no writes for at most"], rows)
@@ -53,7 +65,7 @@ def measured(measure: str) -> str:
 @app.command()
 def check(
     context: typer.Context,
-    history: Annotated[Path, typer.Argument(metavar="HISTORY", help="A file of JSON lines; raftlog.testing.histories describes them.")],
+    history: Annotated[Path, typer.Argument(metavar="HISTORY", help="A file of JSON lines; `raftlog chaos format` describes them.")],
     as_json: JsonOption = False,
 ) -> int:
     """Hold a recorded history of client operations against what a log promises; exit status 1 when anything is wrong."""
@@ -72,6 +84,16 @@ def check(
     return EXIT_OK if verdict.is_clean else EXIT_FAILED
 
 
+@app.command("format")
+def describe_format() -> int:
+    """The form of a history that `chaos check` reads, and what it finds."""
+    from raftlog.testing import histories
+
+    assert histories.__doc__ is not None
+    print(histories.__doc__.strip())
+    return EXIT_OK
+
+
 @app.command()
 def run(
     context: typer.Context,
@@ -82,6 +104,9 @@ def run(
     nodes: Annotated[int, typer.Option("--nodes", "-n", help="3 or 5.")] = 3,
     rate: Annotated[float, typer.Option("--rate", min=1, max=5000, help="Writes per second of all producers together.")] = 200.0,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Write the timeline and the verdict there.")] = None,
+    network: Annotated[
+        str, typer.Option("--network", metavar="proxies|namespaces", help="What cuts and slows links; namespaces need root and reach clients, too.")
+    ] = NETWORKS[0],
     history: Annotated[Path | None, typer.Option("--history", metavar="FILE", help="Record the clients' operations there.")] = None,
     directory: Annotated[Path | None, typer.Option("--dir", help="Keep the nodes' data and logs there.")] = None,
     bootstrap: Annotated[
@@ -95,12 +120,23 @@ def run(
 
     if nodes not in NODE_COUNTS:
         raise UsageProblem(f"--nodes is 3 or 5, not {nodes}")
+    if network not in NETWORKS:
+        raise UsageProblem(f"--network is {' or '.join(NETWORKS)}, not {network}")
     as_json = wants_json(context, as_json)
     # A run that is told to stop must still stop its nodes, wake paused ones and all.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     options = make_options(
-        scenario, at_random, bootstrap=bootstrap, minutes=minutes, seed=seed, nodes=nodes, rate=rate, history=history, keep=directory
+        scenario,
+        at_random,
+        bootstrap=bootstrap,
+        minutes=minutes,
+        seed=seed,
+        nodes=nodes,
+        rate=rate,
+        in_namespaces=network == "namespaces",
+        history=history,
+        keep=directory,
     )
     view: Any = JsonView() if as_json else LiveView() if sys.stdout.isatty() else PlainView()
     chaos = ChaosRun(options, view)
@@ -136,6 +172,7 @@ def make_options(
     seed: int | None,
     nodes: int,
     rate: float,
+    in_namespaces: bool = False,
     history: Path | None,
     keep: Path | None,
 ) -> Options:
@@ -147,18 +184,22 @@ def make_options(
     common: dict[str, Any] = {"seconds": minutes * SECONDS_PER_MINUTE, "seed": chosen, "nodes": nodes, "rate_per_s": rate, "history": history}
     common["keep"] = keep
     if bootstrap is not None:
-        if name is not None or at_random:
-            raise UsageProblem("a cluster given by --bootstrap gets no faults: leave out --scenario and --random")
+        if name is not None or at_random or in_namespaces:
+            raise UsageProblem("a cluster given by --bootstrap gets no faults: leave out --scenario, --random and --network")
         parse_servers(bootstrap)
         return Options(title=f"{bootstrap}, no faults", rounds=iter(()), bootstrap_servers=bootstrap, **common)
     if at_random == (name is not None):
         raise UsageProblem("either --scenario NAME or --random is needed; `raftlog chaos list` shows the scenarios")
     if name is None:
-        rounds = random_rounds(list(load_all().values()), random.Random(chosen), nodes=nodes)
+        rounds = random_rounds(list(load_all().values()), random.Random(chosen), nodes=nodes, in_namespaces=in_namespaces)
+        common["in_namespaces"] = in_namespaces
         return Options(title=f"Random faults, {nodes} nodes", rounds=rounds, **common)
     scenario = load(name)
     if nodes < scenario.nodes_min:
         raise UsageProblem(f"scenario {scenario.name} needs {scenario.nodes_min} nodes")
+    if scenario.needs_namespaces and not in_namespaces:
+        raise UsageProblem(f"scenario {scenario.name} needs --network namespaces")
+    common["in_namespaces"] = in_namespaces
     return Options(
         title=f"{scenario.title}, {nodes} nodes", rounds=rounds_of(scenario), settings=scenario.settings, isolates=scenario.isolates, **common
     )

@@ -1,7 +1,8 @@
-"""The cluster of a chaos run: real node processes, killed, paused, filled and damaged from outside, behind proxies.
+"""The cluster of a chaos run: real node processes, killed, paused, filled and damaged from outside.
 
 Every node is broker and controller, has a listener PLAINTEXT for clients and INTERNAL for brokers, and a configuration of
-its own, in which the addresses of the others are those of proxies (see chaos_links).
+its own, in which the addresses of the others are those of proxies (see chaos_links), or of their network namespaces
+(see chaos_namespaces).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from .chaos_links import CONTROLLER, HOST, REPLICATION, Links
+from .chaos_namespaces import Namespaces, address_of
 from .errors import CliError
 from .nodefiles import CONFIG_FILE, DATA_DIRECTORY, new_kafka_id, node_settings, prepare_data_directory, write_properties
 from .supervisor import NodeProcess
@@ -27,6 +29,7 @@ PORT_FIRST: Final = 10_000  # Below the ports that the system gives to outgoing 
 PORT_LAST: Final = 30_000
 PORT_TRIES_MAX: Final = 2000
 REPLICATION_MAX: Final = 3
+NAMESPACE_PORTS: Final = (9092, 9094, 9093)  # Of the listeners for clients, brokers and controllers, where each node has an address.
 
 # Shorter than Kafka's defaults, so that a run of a minute sees many sessions end.
 SETTINGS: Final[Mapping[str, str]] = {
@@ -41,50 +44,76 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
+class Listeners(NamedTuple):
+    """Where one node listens."""
+
+    host: str
+    client: int
+    internal: int
+    controller: int
+
+
 class ChaosCluster:
     """Nodes 1 to `count` in a directory. `close` ends them all."""
 
-    def __init__(self, count: int, *, directory: Path, settings: Mapping[str, str], seed: int) -> None:
+    def __init__(self, count: int, *, directory: Path, settings: Mapping[str, str], seed: int, in_namespaces: bool = False) -> None:
+        """Raises CliError when the nodes can't have namespaces."""
         self.directory = directory
         self.chance = random.Random(seed)
-        self.links = Links(seed=seed)
         self.paused: set[int] = set()
         self._settings = settings
         numbers = range(1, count + 1)
-        ports = iter(free_ports(4 * count + count * (count - 1), self.chance))
-        self.client_ports = {i: next(ports) for i in numbers}
-        self._internal = {i: next(ports) for i in numbers}
-        self._controller = {i: next(ports) for i in numbers}
-        self._internal_proxies = {i: next(ports) for i in numbers}
-        self._controller_proxies = {(i, j): next(ports) for i in numbers for j in numbers if i != j}
+        self.links: Links | Namespaces
+        if in_namespaces:
+            self.links = self._lay_namespaces(numbers, seed)
+        else:
+            self.links = self._lay_proxies(numbers, seed)
         self.nodes = {i: self._prepare(i) for i in numbers}
         cluster_id = new_kafka_id()
         for i in numbers:
             prepare_data_directory(self.data(i), cluster_id=cluster_id, node_id=i)
-        for i, port in self._internal_proxies.items():
-            self.links.listen(port=port, target_port=self._internal[i], target=i, kind=REPLICATION, dialler=None)
-        for (i, j), port in self._controller_proxies.items():
-            self.links.listen(port=port, target_port=self._controller[j], target=j, kind=CONTROLLER, dialler=i)
+
+    def _lay_proxies(self, numbers: Sequence[int], seed: int) -> Links:
+        """All on the loopback interface, each with ports of its own; the others' addresses are proxies'."""
+        links = Links(seed=seed)
+        count = len(numbers)
+        ports = iter(free_ports(4 * count + count * (count - 1), self.chance))
+        self._own = {i: Listeners(HOST, next(ports), next(ports), next(ports)) for i in numbers}
+        self._advertised = {i: f"{HOST}:{next(ports)}" for i in numbers}
+        self._voters = {(i, j): f"{HOST}:{next(ports) if i != j else self._own[i].controller}" for i in numbers for j in numbers}
+        for i, address in self._advertised.items():
+            links.listen(port=port_of(address), target_port=self._own[i].internal, target=i, kind=REPLICATION, dialler=None)
+        for (i, j), address in self._voters.items():
+            if i != j:
+                links.listen(port=port_of(address), target_port=self._own[j].controller, target=j, kind=CONTROLLER, dialler=i)
+        return links
+
+    def _lay_namespaces(self, numbers: Sequence[int], seed: int) -> Namespaces:
+        """Each on an address of its own."""
+        self._own = {i: Listeners(address_of(i), *NAMESPACE_PORTS) for i in numbers}
+        self._advertised = {i: f"{own.host}:{own.internal}" for i, own in self._own.items()}
+        self._voters = {(i, j): f"{own.host}:{own.controller}" for i in numbers for j, own in self._own.items()}
+        return Namespaces(numbers, controller_port=NAMESPACE_PORTS[-1], seed=seed)
 
     def _prepare(self, node_id: int) -> NodeProcess:
         node = self.directory / f"node-{node_id}"
-        voters = {j: port if j == node_id else self._controller_proxies[node_id, j] for j, port in self._controller.items()}
-        internal, client = self._internal[node_id], f"{HOST}:{self.client_ports[node_id]}"
-        replicas = min(REPLICATION_MAX, len(self.client_ports))
+        own = self._own[node_id]
+        client = f"{own.host}:{own.client}"
+        replicas = min(REPLICATION_MAX, len(self._own))
         more = {
             **SETTINGS,
             "default.replication.factor": str(replicas),
             "offsets.topic.replication.factor": str(replicas),
             "min.insync.replicas": str(max(1, replicas - 1)),
             **self._settings,
-            "listeners": f"PLAINTEXT://{client},INTERNAL://{HOST}:{internal},CONTROLLER://{HOST}:{self._controller[node_id]}",
-            "advertised.listeners": f"PLAINTEXT://{client},INTERNAL://{HOST}:{self._internal_proxies[node_id]}",
+            "listeners": f"PLAINTEXT://{client},INTERNAL://{own.host}:{own.internal},CONTROLLER://{own.host}:{own.controller}",
+            "advertised.listeners": f"PLAINTEXT://{client},INTERNAL://{self._advertised[node_id]}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "INTERNAL",
         }
         pairs = node_settings(
             node_id=node_id,
-            voters=",".join(f"{j}@{HOST}:{port}" for j, port in voters.items()),
+            voters=",".join(f"{j}@{self._voters[node_id, j]}" for j in self._own),
             listener=client,
             data=self.data(node_id),
             more=more,
@@ -97,7 +126,7 @@ class ChaosCluster:
 
     @property
     def addresses(self) -> dict[int, tuple[str, int]]:
-        return {node_id: (HOST, port) for node_id, port in self.client_ports.items()}
+        return {node_id: (own.host, own.client) for node_id, own in self._own.items()}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -114,7 +143,8 @@ class ChaosCluster:
     def start(self, node_ids: Iterable[int]) -> None:
         for node_id in node_ids:
             if not self.is_running(node_id):
-                self.nodes[node_id].start(now_s=time.monotonic())
+                with self.links.inside(node_id) if isinstance(self.links, Namespaces) else contextlib.nullcontext():
+                    self.nodes[node_id].start(now_s=time.monotonic())
 
     def kill(self, node_ids: Iterable[int]) -> None:
         """SIGKILL to all of them, then wait for their ends."""
@@ -219,6 +249,10 @@ def _damage_end(path: Path, chance: random.Random) -> str:
             file.seek(size - length)
             file.write(chance.randbytes(length))
     return f"last {length} bytes {kind}"
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def free_ports(count: int, chance: random.Random) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .chaos_cluster import ChaosCluster
 from .chaos_links import CONTROLLER, KINDS, REPLICATION, Slowness
+from .chaos_namespaces import CLIENTS, CLIENTS_NODE, Namespaces
 from .chaos_scenario import Step
 from .chaos_timeline import Timeline
 from .chaos_watch import TopicView, TopicWatch
@@ -194,25 +195,41 @@ class Faults:
             others = [node_id for node_id in self.choose(arguments["to"]) if node_id not in chosen]
             self._chosen = before
         direction, links = arguments.get("direction", "both"), arguments.get("links", "all")
+        if links == CLIENTS:
+            others = [self._clients_node()]
         outward = [(source, target) for source in chosen for target in others]
         pairs = (outward if direction != "in" else []) + ([(target, source) for source, target in outward] if direction != "out" else [])
-        kinds = {"all": KINDS, "controller": (CONTROLLER,), "replication": (REPLICATION,)}[links]
+        kinds = {"all": KINDS, "controller": (CONTROLLER,), "replication": (REPLICATION,), CLIENTS: (CLIENTS,)}[links]
         self.cluster.links.cut(pairs, kinds=kinds)
         ways = {"both": "both ways", "out": "only what it says", "in": "only what it is told"}[direction]
-        what = {"all": "all links", "controller": "its links to and from controllers", "replication": "its replication links"}[links]
-        text = f"{named(chosen)} cut off from {named(others)}: {what}, {ways}"
+        what = {
+            "all": "all links",
+            "controller": "its links to and from controllers",
+            "replication": "its replication links",
+            CLIENTS: "its links to them",
+        }
+        whom = "all clients" if links == CLIENTS else named(others)
+        text = f"{named(chosen)} cut off from {whom}: {what[links]}, {ways}"
         self.timeline.begin(NETWORK_LANE, "cut", text)
         self._say(text)
 
     def _slow(self, arguments: Mapping[str, Any]) -> None:
         every = list(self.cluster.nodes)
         chosen = self.choose(arguments["nodes"]) if "nodes" in arguments else every
-        pairs = [(i, j) for i in every for j in every if i != j and (i in chosen or j in chosen)]
+        ends = [*every, self._clients_node()] if arguments.get("clients") else every
+        pairs = [(i, j) for i in ends for j in ends if i != j and (i in chosen or j in chosen)]
         delay_ms, jitter_ms, loss = (float(arguments.get(name, 0)) for name in ("delay_ms", "jitter_ms", "loss_percent"))
-        self.cluster.links.slow(pairs, Slowness(delay_ms / 1000, jitter_ms / 1000, loss / 100))
-        text = f"links of {named(chosen)} slowed by {delay_ms:.0f} ms +- {jitter_ms:.0f} ms, {loss:.0f} % lost and repeated"
+        self.cluster.links.slow(pairs, Slowness(delay_ms / 1000, jitter_ms / 1000, loss / 100), kinds=(*KINDS, CLIENTS))
+        whose = " and clients" if arguments.get("clients") else ""
+        text = f"links of {named(chosen)}{whose} slowed by {delay_ms:.0f} ms +- {jitter_ms:.0f} ms, {loss:.0f} % lost and repeated"
         self.timeline.begin(NETWORK_LANE, "slow", text)
         self._say(text)
+
+    def _clients_node(self) -> int:
+        """Raises CliError where clients' links are out of reach."""
+        if not isinstance(self.cluster.links, Namespaces):
+            raise CliError("the links of clients are reached with --network namespaces only")
+        return CLIENTS_NODE
 
     def heal_links(self) -> None:
         self.cluster.links.heal()

@@ -55,6 +55,7 @@ class Options:
     settings: Mapping[str, str] = field(default_factory=dict)
     isolates: bool = True
     bootstrap_servers: str | None = None
+    in_namespaces: bool = False
     history: Path | None = None
     keep: Path | None = None
 
@@ -120,7 +121,9 @@ class ChaosRun:
         options = self.options
         if options.bootstrap_servers is None:
             self.say(f"starting {options.nodes} nodes in {self.directory}; seed {options.seed}")
-            self.cluster = ChaosCluster(options.nodes, directory=self.directory, settings=options.settings, seed=options.seed)
+            self.cluster = ChaosCluster(
+                options.nodes, directory=self.directory, settings=options.settings, seed=options.seed, in_namespaces=options.in_namespaces
+            )
             self.cluster.start(self.cluster.nodes)
             servers, addresses = self.cluster.bootstrap_servers, self.cluster.addresses
         else:

@@ -21,7 +21,7 @@ from .errors import CliError, UsageProblem
 SCENARIO_SUFFIX: Final = ".toml"
 RANDOM: Final = "random"
 OVERLAY_SHARE: Final = 0.3  # Of random rounds, those that also have slow links.
-LINK_KINDS: Final = ("all", "controller", "replication")
+LINK_KINDS: Final = ("all", "controller", "replication", "clients")
 DIRECTIONS: Final = ("both", "out", "in")
 MEASURES: Final = ("fault", "cure")
 
@@ -33,7 +33,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = {
     "pause": frozenset({"nodes"}),
     "resume": frozenset(),
     "cut": frozenset({"nodes", "to", "links", "direction"}),
-    "slow": frozenset({"nodes", "delay_ms", "jitter_ms", "loss_percent"}),
+    "slow": frozenset({"nodes", "delay_ms", "jitter_ms", "loss_percent", "clients"}),
     "heal": frozenset(),
     "fill_disk": frozenset({"nodes", "spare_bytes"}),
     "damage": frozenset({"nodes"}),
@@ -78,6 +78,11 @@ class Scenario:
     nodes_min: int = 3
     minutes: float = 1.0
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def needs_namespaces(self) -> bool:
+        """Whether clients' links are struck, which proxies leave alone."""
+        return any(step.arguments.get("clients") or step.arguments.get("links") == "clients" for step in self.steps)
 
     @property
     def isolates(self) -> bool:
@@ -134,9 +139,9 @@ def _step(raw: dict[str, Any]) -> Step:
     return Step(after_s, do, raw)
 
 
-def random_rounds(scenarios: Sequence[Scenario], chance: random.Random, *, nodes: int) -> Iterator[Scenario]:
-    """Rounds for ever: any scenario that suits the number of nodes, its pauses stretched or shortened, some over slow links."""
-    suitable = [scenario for scenario in scenarios if scenario.nodes_min <= nodes]
+def random_rounds(scenarios: Sequence[Scenario], chance: random.Random, *, nodes: int, in_namespaces: bool = False) -> Iterator[Scenario]:
+    """Rounds for ever: any scenario that suits the number of nodes and the network, its pauses stretched or shortened, some over slow links."""
+    suitable = [scenario for scenario in scenarios if scenario.nodes_min <= nodes and (in_namespaces or not scenario.needs_namespaces)]
     while True:
         scenario = chance.choice(suitable)
         steps = [Step(round(step.after_s * chance.uniform(0.5, 1.5), 2), step.do, step.arguments) for step in scenario.steps]

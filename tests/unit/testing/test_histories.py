@@ -176,6 +176,86 @@ def test_a_commit_of_unknown_outcome_may_show_or_not() -> None:
         assert script.anomalies() == []
 
 
+def test_what_was_read_and_is_gone_is_lost_however_it_was_sent() -> None:
+    for acks in ("all", "1"):
+        script = Script()
+        script.send(1, 0, acks=acks)
+        script.send(2, 1, acks=acks)
+        script.poll((0, 1), (1, 2))
+        script.final((0, 1))
+        assert script.anomalies() == ["lost_write"]
+
+
+def test_a_beginning_that_was_deleted_is_not_lost() -> None:
+    script = Script()
+    for offset in range(3):
+        script.send(offset, offset)
+    script.poll((0, 0), (1, 1), (2, 2))
+    script.final((2, 2))
+    assert script.anomalies() == []
+
+
+def test_what_is_acknowledged_after_the_final_read_is_not_missed() -> None:
+    script = Script()
+    script.final()
+    script.send(1, 0)
+    assert script.anomalies() == []
+
+
+def test_an_acknowledged_write_stands_where_it_was_said_to() -> None:
+    script = Script()
+    script.send(1, 4)
+    script.final((0, 1))
+    assert script.anomalies() == ["inconsistent_offset"]
+
+
+def test_a_commit_of_unknown_outcome_that_showed_stays() -> None:
+    script = Script()
+    script.commit(3)
+    script.commit(5, outcome="info")
+    script.committed(5)
+    script.committed(3)
+    assert script.anomalies() == ["group_offset_moved_back"]
+
+
+def test_a_group_is_not_told_what_nobody_committed() -> None:
+    script = Script()
+    script.committed(7)
+    assert script.anomalies() == ["group_offset_lost"]
+
+
+def test_each_anomaly_is_explained_and_proved() -> None:
+    script = Script()
+    script.send(1, 0)
+    script.final()
+    (anomaly,) = histories.check(histories.parse(script.lines)).anomalies
+    assert [operation.f for operation in anomaly.proof] == ["send", "final_read"]
+    assert histories.__doc__ is not None
+    assert all(f"    {kind} " in histories.__doc__ for kind in histories.ANOMALIES)
+    assert all(f"    {f} " in histories.__doc__ for f in histories.OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("invoked", "ended"),
+    [
+        ({"f": "send", "partition": "t-0"}, {}),
+        ({"f": "send", "partition": "t-0", "value": [1]}, {}),
+        ({"f": "send", "partition": "t-0", "value": 1}, {"offset": "3"}),
+        ({"f": "poll"}, {"records": [["t-0", 1]]}),
+        ({"f": "poll"}, {"records": 3}),
+        ({"f": "commit", "group": "g"}, {}),
+        ({"f": "committed", "group": "g"}, {"offsets": [1]}),
+        ({"f": "final_read"}, {"records": []}),
+        ({"f": "steal"}, {}),
+    ],
+)
+def test_fields_that_can_not_be_judged_are_named(invoked: dict[str, Any], ended: dict[str, Any]) -> None:
+    begin = {"id": 1, "type": "invoke", "process": "c", "time_ns": 0, **invoked}
+    end = {"id": 1, "type": "ok", "time_ns": 1, **ended}
+    with pytest.raises(histories.MalformedHistory, match=r"line [12] "):
+        histories.parse([json.dumps(begin), json.dumps(end)])
+
+
 def test_a_bad_line_is_named() -> None:
     with pytest.raises(histories.MalformedHistory, match="line 2"):
         histories.parse(['{"id": 1, "type": "invoke", "f": "poll", "process": "c", "time_ns": 0}', "nonsense"])
