@@ -38,6 +38,7 @@ from raftlog.protocol.wire import (
 Topic: TypeAlias = str | uuid.UUID
 
 FLEXIBLE_FROM: Final = 12
+PARTITIONS_PER_REQUEST_MAX: Final = 1_000_000  # A topic without any counts as one. Parsing one takes 0.4 µs.
 RACKS_FROM: Final = 11  # A request says where its consumer is, a response which replica to read from (KIP-392).
 TOPIC_IDS_FROM: Final = 13
 HIGH_WATERMARK_UNKNOWN: Final = (1 << 63) - 1  # In a request: the fetcher does not say which one it knows (KIP-1166).
@@ -146,9 +147,11 @@ def _parse_request(body: memoryview, version: int) -> FetchRequest:
     count, offset = read_size(body, offset, flexible=flexible)
     parse_partitions = _parse_partitions_flexible if flexible else _parse_partitions_legacy
     topics: list[tuple[Topic, list[FetchPartition]]] = []
+    partitions_left = PARTITIONS_PER_REQUEST_MAX
     for _ in range(count):
         topic, offset = read_topic(body, offset, by_id=by_id, flexible=flexible)
         partitions, offset = parse_partitions(body, offset, version)
+        partitions_left = _fewer(partitions_left, len(partitions))
         topics.append((topic, partitions))
     forgotten: list[tuple[Topic, tuple[int, ...]]] = []
     if version >= _SESSIONS_FROM:
@@ -179,8 +182,17 @@ def _parse_request(body: memoryview, version: int) -> FetchRequest:
     )
 
 
+def _fewer(left: int, count: int) -> int:
+    """How many partitions a request may still name after `count` of a topic, which counts itself where it has none. Raises MalformedFrame."""
+    left -= max(count, 1)
+    if left < 0:
+        raise MalformedFrame(f"a fetch may name {PARTITIONS_PER_REQUEST_MAX} partitions at most")
+    return left
+
+
 def _parse_partitions_flexible(body: memoryview, offset: int, _version: int) -> tuple[list[FetchPartition], int]:
     count, offset = read_size(body, offset, flexible=True)
+    _fewer(PARTITIONS_PER_REQUEST_MAX, count)
     partitions = []
     for _ in range(count):
         asked = FetchPartition(*_ASKED_V12.unpack_from(body, offset))
@@ -200,6 +212,7 @@ def _parse_partitions_flexible(body: memoryview, offset: int, _version: int) -> 
 
 def _parse_partitions_legacy(body: memoryview, offset: int, version: int) -> tuple[list[FetchPartition], int]:
     count, offset = read_size(body, offset, flexible=False)
+    _fewer(PARTITIONS_PER_REQUEST_MAX, count)
     partitions = []
     for _ in range(count):
         leader_epoch = log_start_offset = -1
@@ -220,9 +233,11 @@ def _parse_forgotten(body: memoryview, offset: int, version: int) -> tuple[list[
     flexible = version >= FLEXIBLE_FROM
     count, offset = read_size(body, offset, flexible=flexible)
     forgotten = []
+    left = PARTITIONS_PER_REQUEST_MAX
     for _ in range(count):
         topic, offset = read_topic(body, offset, by_id=version >= TOPIC_IDS_FROM, flexible=flexible)
         size, offset = read_size(body, offset, flexible=flexible)
+        left = _fewer(left, size)
         if offset + 4 * size > len(body):
             raise IndexError
         partitions = tuple(INT32.unpack_from(body, offset + 4 * index)[0] for index in range(size))

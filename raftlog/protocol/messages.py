@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from raftlog.environment import Buffer
 from raftlog.protocol.apis import API_VERSIONS_ALL, API_VERSIONS_BROKER, API_VERSIONS_CONTROLLER, ApiKey, api_name, is_flexible
 from raftlog.protocol.frames import MalformedFrame
-from raftlog.protocol.plans import Fields, family
+from raftlog.protocol.plans import ITEMS_PER_REQUEST_MAX, ITEMS_UNBOUNDED, Fields, begin_reading, family
 from raftlog.protocol.wire import NO_UUID, skip_tagged_fields
 
 __all__ = [
@@ -148,6 +148,7 @@ def encode_request_body(api_key: int, api_version: int, fields: Mapping[str, Any
 
 def _decode(api_key: int, api_version: int, body: Buffer, *, is_request: bool) -> Fields:
     # What follows a message is passed over, as Kafka does: librdkafka sends three bytes too many after "Metadata of all topics".
+    begin_reading(items_max=ITEMS_PER_REQUEST_MAX if is_request else ITEMS_UNBOUNDED)
     try:
         fields, _ = family(api_key, is_request).plan(api_version).read(memoryview(body), 0)
     except (IndexError, ValueError, struct_error) as error:

@@ -41,6 +41,14 @@ Writer: TypeAlias = Callable[[bytearray, Any], None]
 Reader: TypeAlias = Callable[[memoryview, int], tuple[Any, int]]
 Path: TypeAlias = tuple[str, ...]
 
+ITEMS_PER_REQUEST_MAX: Final = 200_000
+"""In all lists of a request together: it is read in one go on the event loop, and an item takes microseconds."""
+
+ITEMS_UNBOUNDED: Final = 2**63  # Of what this process asked for itself.
+
+# How many items the message that is being read may still have. Reading never waits, so there is one at a time.
+_items_left: Final = [ITEMS_UNBOUNDED]
+
 NULL_BYTE: Final = b"\xff"  # KIP-893: a nullable structure begins with -1 when it is null, with 1 when it is not.
 _MILLISECOND: Final = datetime.timedelta(milliseconds=1)
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -97,6 +105,11 @@ class Family:
 def family(api_key: int, is_request: bool) -> Family:
     """Raises KeyError for a key that kio does not know."""
     return Family(api_key, is_request=is_request)
+
+
+def begin_reading(*, items_max: int) -> None:
+    """The next message to be read may have so many items in all its lists."""
+    _items_left[0] = items_max
 
 
 class StructPlan:
@@ -419,6 +432,9 @@ def _read_array(read: Reader, flexible: bool, nullable: bool, buffer: memoryview
         return None, offset
     if count > len(buffer) - offset:
         raise IndexError  # Each item takes a byte at least.
+    _items_left[0] -= count
+    if _items_left[0] < 0:
+        raise ValueError(f"it has more than {ITEMS_PER_REQUEST_MAX} items")
     items = []
     for _ in range(count):
         item, offset = read(buffer, offset)

@@ -34,6 +34,7 @@ from raftlog.protocol.wire import (
 Topic: TypeAlias = str | uuid.UUID
 NodeEndpoint: TypeAlias = tuple[int, str, int, str | None]  # node id, host, port, rack
 
+PARTITIONS_PER_REQUEST_MAX: Final = 200_000  # A topic without any counts as one. Each takes microseconds of the event loop.
 FLEXIBLE_FROM: Final = 9
 TOPIC_IDS_FROM: Final = 13
 _RECORD_ERRORS_FROM: Final = 8
@@ -93,6 +94,7 @@ def _parse_flexible(body: memoryview, version: int) -> ProduceRequest:
     acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(body, offset)
     topic_count, offset = read_uvarint(body, offset + 6)
     topics = []
+    partitions_left = PARTITIONS_PER_REQUEST_MAX
     size_of_body = len(body)
     for _ in range(topic_count - 1):
         topic, offset = read_topic(body, offset, by_id=by_id, flexible=True)
@@ -100,6 +102,9 @@ def _parse_flexible(body: memoryview, version: int) -> ProduceRequest:
         offset += 1
         if partition_count >= 0x80:
             partition_count, offset = read_uvarint(body, offset - 1)
+        partitions_left -= max(partition_count, 1)
+        if partitions_left < 0:
+            raise MalformedFrame(f"a produce request may have {PARTITIONS_PER_REQUEST_MAX} partitions at most")
         partitions: list[tuple[int, memoryview | None]] = []
         for _ in range(partition_count - 1):
             partition = INT32.unpack_from(body, offset)[0]
@@ -123,10 +128,14 @@ def _parse_legacy(body: memoryview, _version: int) -> ProduceRequest:
     transactional_id, offset = read_string(body, 0)
     acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(body, offset)
     topic_count, offset = read_size(body, offset + 6, flexible=False)
+    partitions_left = PARTITIONS_PER_REQUEST_MAX
     topics = []
     for _ in range(topic_count):
         topic, offset = read_topic(body, offset, by_id=False, flexible=False)
         partition_count, offset = read_size(body, offset, flexible=False)
+        partitions_left -= max(partition_count, 1)
+        if partitions_left < 0:
+            raise MalformedFrame(f"a produce request may have {PARTITIONS_PER_REQUEST_MAX} partitions at most")
         partitions: list[tuple[int, memoryview | None]] = []
         for _ in range(partition_count):
             partition = INT32.unpack_from(body, offset)[0]

@@ -19,6 +19,7 @@ NO_UUID: Final = uuid.UUID(int=0)
 INT16: Final = Struct(">h")
 INT32: Final = Struct(">i")
 INT64: Final = Struct(">q")
+TAGGED_FIELDS_MAX: Final = 32  # In one section; Kafka's messages have less than ten. More are passed over at the event loop's cost.
 UUIDS_CACHED_MAX: Final = 4096  # Parsing a UUID costs 1.1 µs, finding it 0.1 µs; topics in use are few.
 
 
@@ -50,6 +51,8 @@ def skip_tagged_fields(buffer: Buffer, offset: int) -> int:
         if buffer[offset] == 0:
             return offset + 1
         count, offset = read_uvarint(buffer, offset)
+        if count > TAGGED_FIELDS_MAX:
+            raise MalformedFrame(f"{count} tagged fields are more than {TAGGED_FIELDS_MAX}")
         for _ in range(count):
             _, offset = read_uvarint(buffer, offset)
             size, offset = read_uvarint(buffer, offset)
@@ -64,6 +67,8 @@ def skip_tagged_fields(buffer: Buffer, offset: int) -> int:
 def read_tagged_fields(buffer: Buffer, offset: int) -> tuple[dict[int, memoryview], int]:
     """The values of a section of tagged fields by tag, not decoded."""
     count, offset = read_uvarint(buffer, offset)
+    if count > TAGGED_FIELDS_MAX:
+        raise MalformedFrame(f"{count} tagged fields are more than {TAGGED_FIELDS_MAX}")
     found: dict[int, memoryview] = {}
     view = memoryview(buffer)
     for _ in range(count):

@@ -354,6 +354,17 @@ def test_the_data_path_refuses_item_by_item(cluster: Cluster, watched: LogWatch)
         assert ask(port, ApiKey.INIT_PRODUCER_ID, 4, fields).error_code is codes.invalid_request
 
 
+def test_more_items_than_a_request_may_have(cluster: Cluster, watched: LogWatch) -> None:
+    """A few bytes each: read one by one, they would hold everybody up for as long as it takes to answer a million requests."""
+    port = port_of(cluster, "broker")
+    topics = [{"name": ""}] * 2_000_000
+    partitions = [{"index": 0, "records": None}] * 300_000
+    produced = {"transactional_id": None, "acks": 1, "timeout": 1, "topic_data": [{"name": KNOWN_TOPIC, "partition_data": partitions}]}
+    for api_key, version, fields in ((ApiKey.METADATA, 1, {"topics": topics}), (ApiKey.PRODUCE, 9, produced), (ApiKey.PRODUCE, 3, produced)):
+        assert exchange(port, frame(encode_request(api_key, version, 1, "hostile", fields)), half_close=False) == b""
+    assert advertised(port)
+
+
 def test_many_partitions_asked_for_twice_hold_nobody_up(cluster: Cluster, watched: LogWatch) -> None:
     """Twice 20,000 in one request: what is compared pair by pair would take minutes."""
     port = port_of(cluster, "broker")

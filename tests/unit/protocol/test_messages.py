@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from unittest import mock
 
 import pytest
 from kio.index import load_request_schema, load_response_schema
@@ -13,6 +14,7 @@ from kio_messages import kio_bytes, message, plain
 from raftlog.protocol import apis, messages
 from raftlog.protocol.messages import ApiKey, MalformedFrame
 from raftlog.protocol.plans import family
+from raftlog.protocol.wire import TAGGED_FIELDS_MAX
 
 ALL = sorted(messages.API_VERSIONS_ALL.items())
 INSTANCES_PER_VERSION = 6
@@ -152,3 +154,42 @@ def test_encoding_drops_names_of_other_versions_and_refuses_unknown_ones() -> No
 def test_ill_typed_values_name_their_field() -> None:
     with pytest.raises(ValueError, match="group_id=None"):
         messages.encode_request_body(ApiKey.HEARTBEAT, 4, {"group_id": None})
+
+
+@pytest.mark.parametrize("version", [1, 12])
+def test_a_request_has_so_many_items_at_most(version: int) -> None:
+    def body(count: int) -> bytes:
+        named = {"name": ""} if version < 10 else {"name": None, "topic_id": uuid.UUID(int=5)}
+        return messages.encode_request_body(ApiKey.METADATA, version, {"topics": [named] * count})
+
+    assert len(messages.decode_request(ApiKey.METADATA, version, body(1000)).topics) == 1000
+    with mock.patch.object(messages, "ITEMS_PER_REQUEST_MAX", 1000):
+        assert len(messages.decode_request(ApiKey.METADATA, version, body(1000)).topics) == 1000
+        with pytest.raises(MalformedFrame, match="more than"):
+            messages.decode_request(ApiKey.METADATA, version, body(1001))
+
+
+def test_items_of_nested_lists_count_together() -> None:
+    topics = [{"topic": "t", "partitions": [{"partition": number, "leader_epoch": 0} for number in range(10)]}] * 10
+    body = messages.encode_request_body(ApiKey.OFFSET_FOR_LEADER_EPOCH, 4, {"replica_id": -1, "topics": topics})
+    with mock.patch.object(messages, "ITEMS_PER_REQUEST_MAX", 110):
+        assert len(messages.decode_request(ApiKey.OFFSET_FOR_LEADER_EPOCH, 4, body).topics) == 10
+    with mock.patch.object(messages, "ITEMS_PER_REQUEST_MAX", 109), pytest.raises(MalformedFrame):
+        messages.decode_request(ApiKey.OFFSET_FOR_LEADER_EPOCH, 4, body)
+
+
+def test_what_was_asked_for_may_be_long() -> None:
+    """A response is what this process asked for: of a million partitions, all are told."""
+    with mock.patch.object(messages, "ITEMS_PER_REQUEST_MAX", 0):
+        nodes = [{"node_id": number, "host": "h", "port": 1, "rack": None} for number in range(50)]
+        body = messages.encode_response(ApiKey.METADATA, 1, 7, {"brokers": nodes, "controller_id": 1, "topics": []})
+        assert len(messages.decode_response(ApiKey.METADATA, 1, body)[1].brokers) == 50
+
+
+def test_a_section_has_so_many_tagged_fields_at_most() -> None:
+    def frame(count: int) -> bytes:
+        return b"\0\3\0\x0c\0\0\0\5\xff\xff" + bytes((count,)) + b"\x63\0" * count + b"\0\0\0\0"
+
+    assert messages.parse_request_header(frame(TAGGED_FIELDS_MAX)).correlation_id == 5
+    with pytest.raises(MalformedFrame, match="tagged fields"):
+        messages.parse_request_header(frame(TAGGED_FIELDS_MAX + 1))

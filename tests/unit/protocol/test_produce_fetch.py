@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import uuid
 from typing import Any
+from unittest import mock
 
 import pytest
 from kio_messages import kio_bytes, message
@@ -205,3 +207,32 @@ def test_random_bytes_are_malformed_or_parsed_but_nothing_else() -> None:
                     continue
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
+
+
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_produce_has_so_many_partitions_at_most(version: int) -> None:
+    def body(topics: int, partitions: int) -> memoryview:
+        named = {"topic_id": uuid.UUID(int=5)} if version >= 13 else {"name": "t"}
+        data = [{**named, "partition_data": [{"index": 0, "records": None}] * partitions}] * topics
+        return memoryview(messages.encode_request_body(0, version, {"transactional_id": None, "acks": 1, "timeout": 1, "topic_data": data}))
+
+    with mock.patch.object(produce, "PARTITIONS_PER_REQUEST_MAX", 20):
+        assert len(produce.parse_produce_request(body(2, 9), version).topics) == 2
+        for topics, partitions in ((2, 11), (1, 21), (21, 0)):
+            with pytest.raises(MalformedFrame, match="at most"):
+                produce.parse_produce_request(body(topics, partitions), version)
+
+
+@pytest.mark.parametrize("version", [4, 12, 17])
+def test_fetch_names_so_many_partitions_at_most(version: int) -> None:
+    def body(topics: int, partitions: int, forgotten: int = 0) -> memoryview:
+        topic = uuid.UUID(int=5) if version >= 13 else "t"
+        asked = [(topic, [fetch.FetchPartition(0, -1, 0, -1, -1, 1)] * partitions)] * topics
+        request = fetch.FetchRequest(1, 1, asked, forgotten=[(topic, [0] * forgotten)] if forgotten else [])
+        return memoryview(fetch.encode_fetch_request(version, request))
+
+    with mock.patch.object(fetch, "PARTITIONS_PER_REQUEST_MAX", 20):
+        assert len(fetch.parse_fetch_request(body(2, 10), version).topics) == 2
+        for case in ((2, 11), (1, 21), (21, 0), *(((1, 1, 21),) if version >= 7 else ())):
+            with pytest.raises(MalformedFrame, match="at most"):
+                fetch.parse_fetch_request(body(*case), version)
