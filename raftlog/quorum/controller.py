@@ -237,7 +237,8 @@ class Controller:
         encoded = [r.encode(record, metadata_version=version) for record in records]
         if max(map(len, encoded)) > RECORD_BYTES_MAX:
             raise RecordListTooLarge(f"a metadata record would have more than {RECORD_BYTES_MAX} bytes")
-        if len(encoded) > ENTRY_RECORDS_MAX or sum(map(len, encoded)) > ENTRY_BYTES_MAX:
+        is_transaction = isinstance(records[0], r.BeginTransactionRecord)  # What a log begins with is one already.
+        if not is_transaction and (len(encoded) > ENTRY_RECORDS_MAX or sum(map(len, encoded)) > ENTRY_BYTES_MAX):
             begin, end = r.BeginTransactionRecord(), r.EndTransactionRecord()
             encoded = [r.encode(begin), *encoded, r.encode(end)]
         return encoded

@@ -29,6 +29,7 @@ class Member:
         self.bootstrap, self.topic, self.group, self.instance = bootstrap, topic, group, instance
         self.seen: list[tuple[int, int, str]] = []
         self.assignment: frozenset[int] = frozenset()
+        self.places: frozenset[tuple[str, int]] = frozenset()
         self.rebalances = 0
         self.error: BaseException | None = None
         self._stopping = threading.Event()
@@ -66,6 +67,9 @@ class ConfluentMember(Member):
     library = "confluent-kafka"
     strategy = "range"
 
+    def protocol_settings(self) -> dict[str, object]:
+        return {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": HEARTBEAT_MS, "partition.assignment.strategy": self.strategy}
+
     def consume(self) -> None:
         from confluent_kafka import Consumer, KafkaException
 
@@ -74,10 +78,8 @@ class ConfluentMember(Member):
             "group.id": self.group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "session.timeout.ms": SESSION_MS,
-            "heartbeat.interval.ms": HEARTBEAT_MS,
-            "partition.assignment.strategy": self.strategy,
             "log_level": 0,
+            **self.protocol_settings(),
         }
         if self.instance is not None:
             settings["group.instance.id"] = self.instance
@@ -86,7 +88,8 @@ class ConfluentMember(Member):
         try:
             while not self._stopping.is_set():
                 messages = consumer.consume(100, timeout=0.1)
-                self.holds(frozenset(place.partition for place in consumer.assignment()))
+                self.places = frozenset((place.topic, place.partition) for place in consumer.assignment())
+                self.holds(frozenset(partition for _, partition in self.places))
                 good = [message for message in messages if message.error() is None]
                 self.seen += [(message.partition(), message.offset(), message.value().decode()) for message in good]
                 if good:
@@ -105,7 +108,27 @@ class CooperativeMember(ConfluentMember):
     strategy = "cooperative-sticky"
 
 
-_REBALANCING = ("REBALANCE_IN_PROGRESS", "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "NOT_COORDINATOR", "COORDINATOR_LOAD_IN_PROGRESS")
+class NextMember(ConfluentMember):
+    """A member of the consumer protocol (KIP-848): the coordinator assigns."""
+
+    assignor = "uniform"
+
+    def protocol_settings(self) -> dict[str, object]:
+        return {"group.protocol": "consumer", "group.remote.assignor": self.assignor}
+
+
+class RangeMember(NextMember):
+    assignor = "range"
+
+
+_REBALANCING = (
+    "REBALANCE_IN_PROGRESS",
+    "ILLEGAL_GENERATION",
+    "STALE_MEMBER_EPOCH",
+    "UNKNOWN_MEMBER_ID",
+    "NOT_COORDINATOR",
+    "COORDINATOR_LOAD_IN_PROGRESS",
+)
 
 
 class KafkaPythonMember(Member):

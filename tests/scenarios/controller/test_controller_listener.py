@@ -132,7 +132,10 @@ def test_brokers_requests() -> None:
             cluster_id=CLUSTER_ID,
             incarnation_id=broker.incarnation,
             listeners=[{"name": "PLAINTEXT", "host": "h", "port": 1, "security_protocol": 0}],
-            features=[{"name": "metadata.version", "min_supported_version": 1, "max_supported_version": 25}],
+            features=[
+                {"name": "metadata.version", "min_supported_version": 1, "max_supported_version": 25},
+                {"name": "group.version", "min_supported_version": 0, "max_supported_version": 1},
+            ],
             rack=None,
             log_dirs=[broker.directory],
         )

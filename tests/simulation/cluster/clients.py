@@ -33,6 +33,7 @@ VERSION: Final = {
     ApiKey.SYNC_GROUP: 3,
     ApiKey.HEARTBEAT: 3,
     ApiKey.LEAVE_GROUP: 3,
+    ApiKey.CONSUMER_GROUP_HEARTBEAT: 1,
 }
 CONNECT_MS_MAX: Final = 2_000
 REQUEST_MS_MAX: Final = 5_000
@@ -108,10 +109,11 @@ class Client:
             self._connections[port] = connection
         return connection
 
-    async def ask(self, port: int, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX) -> Fields:
+    async def ask(self, port: int, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX, version: int | None = None) -> Fields:
         """Raises PeerUnreachable: the request may have had its effect."""
         connection = await self.connection(port)
-        return await connection.request(api_key, fields, version=VERSION[ApiKey(api_key)], timeout_ms=timeout_ms)
+        version = VERSION[ApiKey(api_key)] if version is None else version
+        return await connection.request(api_key, fields, version=version, timeout_ms=timeout_ms)
 
     async def ask_anyone(self, api_key: int, fields: dict[str, Any], *, timeout_ms: int = REQUEST_MS_MAX) -> Fields:
         ports = list(self._bootstrap())

@@ -17,7 +17,15 @@ OFFSETS_PARTITIONS: Final = 2
 SESSION_MS: Final = 6000
 HEARTBEAT_S: Final = 0.7
 # The coordinator names these before it writes anything.
-NOT_COMMITTED: Final = frozenset({ErrorCode.illegal_generation, ErrorCode.unknown_member_id, ErrorCode.rebalance_in_progress})
+NOT_COMMITTED: Final = frozenset(
+    {
+        ErrorCode.illegal_generation,
+        ErrorCode.unknown_member_id,
+        ErrorCode.rebalance_in_progress,
+        ErrorCode.stale_member_epoch,
+        ErrorCode.group_id_not_found,
+    }
+)
 
 
 def offsets_partition(group: str) -> int:
@@ -42,7 +50,9 @@ async def coordinator_of(client: Client, group: str) -> int:
     return port
 
 
-async def commit_offsets(client: Client, group: str, offsets: dict[Partition, int], *, generation: int = -1, member_id: str = "") -> ErrorCode:
+async def commit_offsets(
+    client: Client, group: str, offsets: dict[Partition, int], *, generation: int = -1, member_id: str = "", version: int | None = None
+) -> ErrorCode:
     operation = client.recorder.invoke("commit", client.process, group=group, offsets={f"{t}-{p}": offset for (t, p), offset in offsets.items()})
     try:
         port = await coordinator_of(client, group)
@@ -60,7 +70,7 @@ async def commit_offsets(client: Client, group: str, offsets: dict[Partition, in
         "topics": [{"name": topic, "partitions": partitions} for topic, partitions in topics.items()],
     }
     try:
-        answer = await client.ask(port, ApiKey.OFFSET_COMMIT, fields)
+        answer = await client.ask(port, ApiKey.OFFSET_COMMIT, fields, version=version)
     except PeerUnreachable:
         client.coordinators.pop(group, None)
         client.recorder.end(operation, "info")

@@ -40,6 +40,8 @@ SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
     "replica.selector.class": RACK_AWARE_SELECTOR,
     "log.cleaner.backoff.ms": "700",
     "log.cleaner.min.cleanable.ratio": "0.2",
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.session.timeout.ms": "6000",
 }
 
 

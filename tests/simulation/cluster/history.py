@@ -20,6 +20,7 @@ class Recorder:
         self.generations: dict[str, int] = {}  # The newest of each group in which a member has got its assignment.
         self._stamps: dict[tuple[str, int], int] = {}
         self._assigned: dict[tuple[str, int, str], str] = {}
+        self._claims: dict[tuple[str, str], tuple[str, float]] = {}  # Who owns a group's partition, and until when at least.
 
     def _now_ns(self) -> int:
         return int(self._loop.time() * 1e9)
@@ -56,6 +57,19 @@ class Recorder:
             other = self._assigned.setdefault((group, generation, partition), process)
             if other != process:
                 self.complain(f"{partition} is assigned to {other} and to {process} in generation {generation} of {group}")
+
+    def claim(self, group: str, process: str, partitions: list[str], *, until_s: float) -> None:
+        """A member owns partitions for so long at least: nobody else may be told so meanwhile."""
+        for partition in partitions:
+            other, other_until_s = self._claims.get((group, partition), (process, 0.0))
+            if other != process and other_until_s > self._loop.time():
+                self.complain(f"{partition} of {group} was given to {process} while {other} owned it, until {other_until_s:.3f} s")
+            self._claims[group, partition] = (process, until_s)
+
+    def disclaim(self, group: str, process: str, partitions: list[str]) -> None:
+        for partition in partitions:
+            if self._claims.get((group, partition), ("", 0.0))[0] == process:
+                del self._claims[group, partition]
 
     def stamped(self, partition: str, base_offset: int, time_ms: int) -> None:
         """A batch's time by its broker is the same for everybody."""

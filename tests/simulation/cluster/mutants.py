@@ -17,7 +17,10 @@ from raftlog.broker.lifecycle import BrokerLifecycle
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.replicas import ReplicaManager
 from raftlog.core.controller import brokers, elections, partitions, producers
+from raftlog.core.coordinators.consumer_group import ConsumerGroup
+from raftlog.core.coordinators.consumer_shard import ConsumerGroups
 from raftlog.core.coordinators.group import Group
+from raftlog.core.coordinators.reconciliation import Reconciliation
 from raftlog.core.coordinators.shard import Shard
 from raftlog.core.decision import Decision
 from raftlog.core.log.compaction import KeyOffsets
@@ -475,3 +478,24 @@ def coordinator_does_not_resign() -> Any:
 @_mutant("members of an earlier generation may commit offsets")
 def commits_of_any_generation() -> Any:
     return mock.patch.object(Group, "validate_commit", lambda self, **_: None)
+
+
+@_mutant("a consumer group's partition is given to another member before its owner has given it up")
+def assigned_while_owned() -> Any:
+    return _around(Reconciliation, "next", lambda right, self: right(dataclasses.replace(self, owners={})))
+
+
+@_mutant("members of a consumer group may commit offsets whatever their epoch, or when they are out")
+def commits_of_any_epoch() -> Any:
+    return mock.patch.object(ConsumerGroup, "validate_commit", lambda self, **_: None)
+
+
+@_mutant("a new coordinator of a consumer group takes it that nobody owns anything")
+def owners_not_loaded() -> Any:
+    def wrong(right: Any, self: ConsumerGroups, scene: Any) -> None:
+        right(self, scene)
+        for group in self._groups.values():
+            if isinstance(group, ConsumerGroup):
+                group.owners.clear()
+
+    return _around(ConsumerGroups, "loaded", wrong)

@@ -18,6 +18,7 @@ from raftlog.testing.histories import Verdict, check
 from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
 from tests.simulation.cluster.configs import Configurer
+from tests.simulation.cluster.consumers import ConsumerMember
 from tests.simulation.cluster.groups import Auditor, LoneConsumer, Member
 from tests.simulation.cluster.harness import SimulatedCluster, rack_of
 from tests.simulation.cluster.history import Recorder
@@ -134,9 +135,12 @@ class _Life:
                 work.append(producer.run(until_s=until_s))
             consumer = LoneConsumer(*self._client("consumer"), topic=TOPIC, partition=partition, group=f"group-{partition}")
             work.append(consumer.run(until_s=until_s))
-        members = [Member(*self._client("member"), group="members", topic=TOPIC, partitions=PARTITIONS) for _ in range(MEMBERS)]
+        members: list[Member | ConsumerMember] = [
+            Member(*self._client("member"), group="members", topic=TOPIC, partitions=PARTITIONS) for _ in range(MEMBERS)
+        ]
+        members += (ConsumerMember(*self._client("consumer"), group="consumers", topic=TOPIC, by_regex=one == 0) for one in range(MEMBERS))
         groups = [(f"group-{partition}", [(TOPIC, partition)]) for partition in range(PARTITIONS)]
-        groups.append(("members", [(TOPIC, partition) for partition in range(PARTITIONS)]))
+        groups += ((group, [(TOPIC, partition) for partition in range(PARTITIONS)]) for group in ("members", "consumers"))
         others = (
             Auditor(*self._client("auditor"), groups=groups),
             AlterPartitionProbe(self._cluster, self._recorder, random.Random(f"{self._plan.seed} probe")),
