@@ -25,6 +25,10 @@ RawHandler: TypeAlias = Callable[[RequestContext, memoryview], Response | Awaita
 # The fields of the ApiVersions response about features: supported_features, finalized_features(_epoch), by kio's names.
 FeaturesSource: TypeAlias = Callable[[], Mapping[str, Any]]
 
+# What ApiVersions tells in place of the lowest version served, as Kafka does: older librdkafka (seen with 2.6) takes a cluster without
+# Produce v0 for one that knows no compression, and silently sends everything as it is (KAFKA-18659).
+TOLD_FROM: Final[Mapping[int, int]] = {ApiKey.PRODUCE: 0}
+
 _SOFTWARE = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 _FEATURE_MINIMUM_ZERO_FROM: Final = 4  # ApiVersions before v4 can't tell of a feature whose lowest level is 0 (KAFKA-17011).
 
@@ -112,7 +116,7 @@ class Router:
         return encode_response(ApiKey.API_VERSIONS, 0, context.correlation_id, fields)
 
     def _version_table(self) -> list[dict[str, int]]:
-        return [{"api_key": key, "min_version": low, "max_version": high} for key, (low, high) in self.advertised.items()]
+        return [{"api_key": key, "min_version": TOLD_FROM.get(key, low), "max_version": high} for key, (low, high) in self.advertised.items()]
 
 
 def error_fields(api_key: int, api_version: int, request: Fields, *, code: ErrorCode, message: str | None) -> Mapping[str, Any]:

@@ -241,6 +241,14 @@ def test_malformed_record_batches(cluster: Cluster, watched: LogWatch) -> None:
     assert produced(port, good_batch(), topic="no such topic")[0] is ErrorCode.unknown_topic_or_partition
 
 
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_produce_of_long_ago_ends_the_connection(cluster: Cluster, watched: LogWatch, version: int) -> None:
+    """ApiVersions tells of it, for old librdkafka's sake; nobody sends it."""
+    body = struct.pack(">hii", 1, 1000, 1) + struct.pack(">h6si", 6, b"target", 1) + struct.pack(">ii", 0, 0)
+    content = struct.pack(">hhih", ApiKey.PRODUCE, version, 7, -1) + body
+    assert exchange(port_of(cluster, "broker"), frame(content), half_close=False) == b""
+
+
 def test_a_compression_bomb_is_stored_as_it_is(cluster: Cluster, watched: LogWatch) -> None:
     """What a batch would grow to is its readers' affair: the broker never opens it, garbage or bomb."""
     port = port_of(cluster, "broker")
