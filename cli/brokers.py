@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FIND_COORDINATOR: Final = 10
 GROUP_KEY_TYPE: Final = 0
+SERVER_SHARE: Final = 0.8
 
 # LEADER_NOT_AVAILABLE, NOT_LEADER_OR_FOLLOWER, COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, NOT_COORDINATOR, NOT_CONTROLLER,
 # KAFKA_STORAGE_ERROR, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH, OFFSET_NOT_AVAILABLE
@@ -51,8 +52,8 @@ class Brokers:
 
     @property
     def timeout_ms(self) -> int:
-        """What requests with a time-out of their own are given."""
-        return max(1, int(self.timeout_s * 1000))
+        """What requests with a time-out of their own are given: so much less that the server's word on it arrives in time."""
+        return max(1, int(self.timeout_s * 1000 * SERVER_SHARE))
 
     def ask(
         self, api_key: int, fields: Mapping[str, Any], *, node_id: int | None = None, version_min: int = 0, version_max: int | None = None
@@ -119,13 +120,17 @@ class Brokers:
             time.sleep(RETRY_PAUSE_S)
 
     def ask_leaders(
-        self, partitions: Iterable[TopicPartition], ask: Callable[[int, Sequence[TopicPartition]], Mapping[TopicPartition, T]]
+        self,
+        partitions: Iterable[TopicPartition],
+        ask: Callable[[int, Sequence[TopicPartition]], Mapping[TopicPartition, T]],
+        *,
+        patience_s: float | None = None,
     ) -> dict[TopicPartition, T | CliError]:
         """What the leaders say of each partition: `ask` puts the question to one node about those that it leads.
 
-        A partition that is just changing its leader is asked for again within the time-out.
+        A partition that is just changing its leader is asked for again for `patience_s`, for the time-out when None.
         """
-        deadline_s = time.monotonic() + self.timeout_s
+        deadline_s = time.monotonic() + (self.timeout_s if patience_s is None else min(patience_s, self.timeout_s))
         outcomes: dict[TopicPartition, T | CliError] = {}
         pending = list(partitions)
         while pending:

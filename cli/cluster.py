@@ -92,6 +92,24 @@ def features(session: Session) -> int:
     return 0
 
 
+@command(app, "apis")
+def apis(
+    session: Session,
+    node_id: Annotated[int | None, typer.Option("--broker", min=0, help="Of this one; of any when left out.", autocompletion=complete_broker)] = None,
+) -> int:
+    """List the APIs that a broker offers, with their versions."""
+    from raftlog.protocol.messages import api_name
+
+    with Brokers(session) as brokers:
+        offered = brokers.patiently(lambda: brokers.client(node_id).offered())
+    rows = [{"key": key, "api": api_name(key), "lowest": offered[key][0], "highest": offered[key][1]} for key in sorted(offered)]
+    if session.as_json:
+        print_json(rows)
+    else:
+        print_rows(["key", "api", "lowest", "highest"], rows, right=["key", "lowest", "highest"])
+    return 0
+
+
 @command(app, "unregister")
 def unregister(
     session: Session,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from .completion import complete_group
 from .errors import CliError, Unreachable, UsageProblem
 from .records import Consumed, compile_format, json_line
 from .session import Session, command
 from .times import parse_timestamp
-from .topics import find_topic
+from .topics import TopicArgument, find_topic
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message, TopicPartition
@@ -47,14 +48,17 @@ def register(app: typer.Typer) -> None:
 
 def consume(
     session: Session,
-    topic: Annotated[str, typer.Argument(metavar="TOPIC")],
+    topic: TopicArgument,
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Start at the first record.")] = False,
     offset: Annotated[int | None, typer.Option("--offset", "-o", help="Start here in each partition; -5 means the last five.")] = None,
     timestamp: Annotated[
         str | None, typer.Option("--timestamp", "-t", metavar="MS|ISO", help="Start at the first record not older than this time.")
     ] = None,
     partition: Annotated[list[int] | None, typer.Option("--partition", "-p", min=0, help="Only this partition; repeatable.")] = None,
-    group: Annotated[str | None, typer.Option("--group", "-g", help="Join this consumer group and commit what was printed.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", "-g", help="Join this consumer group and commit what was printed.", autocompletion=complete_group),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more at the end, until Ctrl-C.")] = False,
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="Stop after so many records.")] = None,
     form: Annotated[

@@ -25,6 +25,7 @@ SPECIAL_TIMES: Final[Mapping[str, int]] = {
     "latest-tiered": LATEST_TIERED,
 }
 VERSION_MIN: Final[Mapping[int, int]] = {MAX_TIMESTAMP: 7, EARLIEST_LOCAL: 8, LATEST_TIERED: 9}
+VIEW_PATIENCE_S: Final = 1.0  # Longer than an election; what is still unknown then is shown as such.
 CONSUMER: Final = -1  # The replica id of those that are none.
 
 
@@ -35,8 +36,10 @@ class OffsetAt(NamedTuple):
     timestamp_ms: int
 
 
-def list_offsets(brokers: Brokers, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, OffsetAt | CliError]:
-    """The first offset at or after a time in ms, or at one of SPECIAL_TIMES, for each partition from its leader."""
+def list_offsets(
+    brokers: Brokers, times: Mapping[TopicPartition, int], *, patience_s: float | None = None
+) -> dict[TopicPartition, OffsetAt | CliError]:
+    """The first offset at or after a time in ms, or at one of SPECIAL_TIMES, for each partition from its leader, as `ask_leaders`."""
     version_min = max((VERSION_MIN.get(time_ms, 1) for time_ms in times.values()), default=1)
 
     def ask(node_id: int, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, OffsetAt | CliError]:
@@ -57,10 +60,10 @@ def list_offsets(brokers: Brokers, times: Mapping[TopicPartition, int]) -> dict[
             for item in topic.partitions
         }
 
-    return brokers.ask_leaders(times, ask)
+    return brokers.ask_leaders(times, ask, patience_s=patience_s)
 
 
 def known_offsets(brokers: Brokers, partitions: Sequence[TopicPartition], time_ms: int) -> dict[TopicPartition, int]:
     """The offsets at one time of those partitions that say it; one without a leader or just deleted does not."""
-    found = list_offsets(brokers, dict.fromkeys(partitions, time_ms))
+    found = list_offsets(brokers, dict.fromkeys(partitions, time_ms), patience_s=VIEW_PATIENCE_S)
     return {partition: at.offset for partition, at in found.items() if isinstance(at, OffsetAt)}

@@ -17,7 +17,7 @@ from .errors import EXIT_FAILED, CliError, Interrupted, UsageProblem
 from .output import print_json, progress_bar
 from .records import Record, parse_headers, records_of_json, records_of_lines
 from .session import Session, command
-from .topics import find_topic
+from .topics import TopicArgument, find_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 def produce(
     session: Session,
-    topic: Annotated[str, typer.Argument(metavar="TOPIC")],
+    topic: TopicArgument,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read lines from here instead of standard input.")] = None,
     key: Annotated[str | None, typer.Option("--key", "-k", help="The key of every record.")] = None,
     key_separator: Annotated[str | None, typer.Option("--key-separator", "-K", help="Each line is key, this, value.")] = None,

@@ -186,18 +186,20 @@ def start_moves(
     watched: bool,
     yes: bool,
 ) -> int:
-    """Start what is not so yet. JSON is left to whoever watches."""
+    """Start what is not so yet; a throttle also holds for what is moving already. JSON is left to whoever watches."""
     changed = state.changed
     before = {key: state.current[key] for key in changed if key in state.current}
+    under_way = {key: move.origin for key, move in state.ongoing.items() if key in state.plan}
     confirm(f"Move {counted(len(changed), 'partition')}, copying {counted(copies(state), 'replica')}?", yes=yes)
     if save_current is not None:
         write_plan(save_current, plan_document(before))
-    if throttle_bytes is not None and before:
+    throttled = {key: (origin, state.plan[key]) for key, origin in (before | under_way).items()}
+    if throttle_bytes is not None and throttled:
         try:
-            throttle(brokers, {key: (before[key], changed[key]) for key in before}, throttle_bytes)
+            throttle(brokers, throttled, throttle_bytes)
         except CliError:
             with contextlib.suppress(CliError):  # What was set of it must not stay without the move.
-                remove_throttles(brokers, {key.topic for key in before})
+                remove_throttles(brokers, {key.topic for key in throttled})
             raise
     problems = alter_reassignments(brokers, changed) if changed else {}
     outcomes = [

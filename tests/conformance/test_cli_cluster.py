@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from command_line import CommandLine, produce, unique
@@ -15,6 +16,12 @@ def test_brokers_and_features(cli: CommandLine) -> None:
     (version,) = [item for item in cli.json("cluster", "features") if item["feature"] == "metadata.version"]
     assert version["lowest"] <= version["level"] <= version["highest"]
     assert cli("cluster", "features").splitlines()[0].split() == ["FEATURE", "LEVEL", "LOWEST", "HIGHEST"]
+
+
+def test_apis_of_a_broker(cli: CommandLine) -> None:
+    (found,) = [item for item in cli.json("cluster", "apis") if item["key"] == 18]
+    assert (found["api"], found["lowest"], found["highest"] >= 3) == ("ApiVersions", 0, True)
+    assert cli("cluster", "apis", "--broker", "2").splitlines()[0].split() == ["KEY", "API", "LOWEST", "HIGHEST"]
 
 
 def test_log_directories(cli: CommandLine) -> None:
@@ -43,3 +50,25 @@ def test_a_broker_that_is_down_is_forgotten(raftlog_cluster_factory: Callable[..
     assert cli.json("cluster", "unregister", str(gone)) == {"unregistered": gone}
     cluster.wait_until(lambda: gone not in {item["broker"] for item in cli.json("cluster", "brokers")})
     assert len(cli.complaints("cluster", "unregister", str(gone))) == 1
+
+
+def test_an_unclean_election_is_for_those_who_ask_for_it(raftlog_cluster_factory: Callable[..., Cluster], capfd: pytest.CaptureFixture[str]) -> None:
+    cluster = raftlog_cluster_factory(nodes=5)
+    cli = CommandLine(cluster, capfd)
+    cli("topics", "create", "t", "--replica-assignment", "1:2")
+
+    def partition() -> dict[str, Any]:
+        (found,) = cli.json("topics", "describe", "t")["partitions"]
+        return dict(found)
+
+    cluster.kill(2)
+    cluster.wait_until(lambda: partition()["isr"] == [1])
+    produce(cluster, "t", {0: 10})
+    cluster.kill(1)
+    cluster.restart(2)
+    cluster.wait_until(lambda: partition()["leader"] is None and partition()["offline"] == [1])
+    outcome = cli.json("topics", "elect-leaders", "t", status=1)
+    assert [item["partition"] for item in outcome["failed"]] == [0]
+    assert cli("topics", "elect-leaders", "t", "--unclean") == "elected a leader for t-0\n"
+    assert (partition()["leader"], partition()["isr"]) == (2, [2])
+    cluster.wait_until(lambda: cli.json("offsets", "t")["offsets"][0]["latest"] == 0)

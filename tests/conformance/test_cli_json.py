@@ -45,6 +45,7 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
     "configs list": ("configs list topic", {"type", "name"}),
     "cluster describe": ("cluster describe", {"cluster", "controller", "topics", "partitions", "under-replicated", "leaderless", "brokers"}),
     "cluster brokers": ("cluster brokers", {"broker", "address", "rack", "state"}),
+    "cluster apis": ("cluster apis --broker 1", {"key", "api", "lowest", "highest"}),
     "cluster features": ("cluster features", {"feature", "level", "lowest", "highest"}),
     "cluster log-dirs": ("cluster log-dirs -t {t}", {"directories", "failed"}),
     "chaos list": ("chaos list", {"name", "title", "about", "limit_s"}),

@@ -45,6 +45,9 @@ def test_a_throttled_move_is_seen_cancelled_and_its_throttle_gone(cli: CommandLi
     assert cli("topics", "reassign", "--plan", str(plan), "--execute", "--throttle", "1000") == f"moving {topic}-0 from 1 to 2\n"
     assert cli.json("topics", "reassign", topic) == [{"topic": topic, "partition": 0, "replicas": [2], "adding": [2], "removing": [1]}]
     assert cli.json("topics", "reassign", "--plan", str(plan), "--verify")["moving"] == 1
+    assert cli.json("topics", "reassign", "--plan", str(plan), "--execute", "--throttle", "1500")["started"] == []
+    (rate,) = cli.json("configs", "get", "broker", "2", "follower.replication.throttled.rate")["configs"]
+    assert rate["value"] == "1500"
     throttled = cli.json("topics", "describe", topic)["configs"]
     assert throttled == {"leader.replication.throttled.replicas": "0:1", "follower.replication.throttled.replicas": "0:2"}
     rates = cli.json("configs", "get", "broker", "2")["configs"]
