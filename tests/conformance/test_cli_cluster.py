@@ -26,7 +26,7 @@ def test_apis_of_a_broker(cli: CommandLine) -> None:
 
 def test_log_directories(cli: CommandLine) -> None:
     topic = unique("stored")
-    cli("topics", "create", topic, "--replica-assignment", "1:2,3:1")
+    cli("topics", "create", "--if-not-exists", topic, "--replica-assignment", "1:2,3:1")
     produce(cli.cluster, topic, {0: 50}, size=1000)
     found = cli.json("cluster", "log-dirs", "-t", topic)
     held = {(row["broker"], item["partition"]) for row in found["directories"] for item in row["replicas"]}
@@ -55,7 +55,7 @@ def test_a_broker_that_is_down_is_forgotten(raftlog_cluster_factory: Callable[..
 def test_an_unclean_election_is_for_those_who_ask_for_it(raftlog_cluster_factory: Callable[..., Cluster], capfd: pytest.CaptureFixture[str]) -> None:
     cluster = raftlog_cluster_factory(nodes=5)
     cli = CommandLine(cluster, capfd)
-    cli("topics", "create", "t", "--replica-assignment", "1:2")
+    cli("topics", "create", "--if-not-exists", "t", "--replica-assignment", "1:2")
 
     def partition() -> dict[str, Any]:
         (found,) = cli.json("topics", "describe", "t")["partitions"]

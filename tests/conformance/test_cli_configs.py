@@ -9,7 +9,7 @@ from command_line import CommandLine, unique
 
 def test_configs_of_a_topic_with_their_sources(cli: CommandLine) -> None:
     topic = unique("configured")
-    cli("topics", "create", topic)
+    cli("topics", "create", "--if-not-exists", topic)
     assert (
         cli("configs", "set", "topic", topic, "retention.ms=1000", "max.message.bytes=2000")
         == f"altered topic {topic}: retention.ms, max.message.bytes\n"
@@ -29,7 +29,7 @@ def test_configs_of_a_topic_with_their_sources(cli: CommandLine) -> None:
 
 def test_what_is_wrong_with_configs_is_said(cli: CommandLine) -> None:
     topic = unique("misconfigured")
-    cli("topics", "create", topic)
+    cli("topics", "create", "--if-not-exists", topic)
     assert cli.complaints("configs", "get", "topic", topic, "no.such") == [f"topic {topic} has no config 'no.such'"]
     assert len(cli.complaints("configs", "get", "topic", "nowhere")) == 1
     assert "no.such" in cli.complaints("configs", "set", "topic", topic, "no.such=1")[0]
@@ -72,7 +72,7 @@ def test_a_read_only_config_is_not_set(cli: CommandLine) -> None:
 
 def test_items_join_and_leave_a_list(cli: CommandLine) -> None:
     topic = unique("listed")
-    cli("topics", "create", topic)
+    cli("topics", "create", "--if-not-exists", topic)
     name = "leader.replication.throttled.replicas"
     cli("configs", "set", "topic", topic, f"{name}=0:1")
     cli("configs", "set", "topic", topic, f"{name}+=0:2")
@@ -83,7 +83,7 @@ def test_items_join_and_leave_a_list(cli: CommandLine) -> None:
 
 def test_resources_are_listed(cli: CommandLine) -> None:
     topic = unique("resource")
-    cli("topics", "create", topic)
+    cli("topics", "create", "--if-not-exists", topic)
     listed = cli.json("configs", "list")
     assert {"type": "topic", "name": topic} in listed and {"type": "broker", "name": "1"} in listed
     assert {item["type"] for item in cli.json("configs", "list", "topic")} == {"topic"}

@@ -18,7 +18,7 @@ WAIT_S = 30.0
 def topic(cli: CommandLine) -> str:
     """Two partitions of 20 records, one ms apart."""
     name = unique("read")
-    cli("topics", "create", name, "-p", "2", "-c", "retention.ms=-1")
+    cli("topics", "create", "--if-not-exists", name, "-p", "2", "-c", "retention.ms=-1")
     produce(cli.cluster, name, {0: 20, 1: 20}, first_ms=FIRST_MS)
     return name
 
@@ -107,3 +107,16 @@ def test_offsets_and_groups_are_forgotten(cli: CommandLine, topic: str) -> None:
     assert outcome == {"deleted": [{"group": first}, {"group": second}], "failed": [{"group": "nobody", "error": "no such group"}]}
     assert cli.complaints("groups", "describe", first, second) == [f"group {first}: no such group", f"group {second}: no such group"]
     assert cli.complaints("groups", "reset-offsets", first, "--to-latest") == [f"group {first}: no such group"]
+
+
+def test_groups_of_the_consumer_protocol(cli: CommandLine, topic: str) -> None:
+    group = unique("new")
+    with member(cli, topic, group, **{"group.protocol": "consumer", "group.remote.assignor": "range"}):
+        described = cli.json("groups", "describe", group)
+        assert (described["state"], described["type"], described["assignor"]) == ("stable", "consumer", "range")
+        assert described["epoch"] >= described["assignment_epoch"] >= 1
+        (found,) = described["members"]
+        assert (found["subscribed"], found["assigned"], found["target"]) == ([topic], {topic: [0, 1]}, {topic: [0, 1]})
+        assert group in {item["group"] for item in cli.json("groups", "list", "--type", "consumer")}
+        assert group not in {item["group"] for item in cli.json("groups", "list", "--type", "classic")}
+        assert group in {item["group"] for item in cli.json("groups", "list", "--type", "consumer", "--state", "stable")}

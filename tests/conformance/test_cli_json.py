@@ -87,7 +87,7 @@ def test_every_command_offers_json_and_says_what_it_does(name: str) -> None:
 
 def test_json_is_all_that_commands_print_and_its_keys_stay(cli: CommandLine, tmp_path: Path) -> None:
     topic, group = unique("json"), unique("json")
-    cli("topics", "create", topic, "-p", "2", "-r", "1")
+    cli("topics", "create", "--if-not-exists", topic, "-p", "2", "-r", "1")
     produce(cli.cluster, topic, {0: 2})
     cli("groups", "reset-offsets", group, "-t", topic, "--to-earliest")
     (tmp_path / "records").write_text("one\n")

@@ -15,7 +15,7 @@ def replicas_of(cli: CommandLine, topic: str) -> list[list[int]]:
 
 def test_a_plan_is_shown_carried_out_and_taken_back(cli: CommandLine, tmp_path: Path) -> None:
     topic = unique("moved")
-    cli("topics", "create", topic, "--replica-assignment", "1:2,1:2,2:1,2:1")
+    cli("topics", "create", "--if-not-exists", topic, "--replica-assignment", "1:2,1:2,2:1,2:1")
     produce(cli.cluster, topic, dict.fromkeys(range(4), 100), size=1000)
     plan: Any = cli.json("topics", "reassign", topic, "--to-brokers", "2,3", "--generate")
     assert {node for item in plan["partitions"] for node in item["replicas"]} == {2, 3}
@@ -37,7 +37,7 @@ def test_a_plan_is_shown_carried_out_and_taken_back(cli: CommandLine, tmp_path: 
 
 def test_a_throttled_move_is_seen_cancelled_and_its_throttle_gone(cli: CommandLine, tmp_path: Path) -> None:
     topic = unique("throttled")
-    cli("topics", "create", topic, "--replica-assignment", "1")
+    cli("topics", "create", "--if-not-exists", topic, "--replica-assignment", "1")
     for _ in range(5):  # A throttle lets a whole fetch through before it holds back.
         produce(cli.cluster, topic, {0: 4000}, size=1000)
     plan = tmp_path / "plan.json"
@@ -59,7 +59,7 @@ def test_a_throttled_move_is_seen_cancelled_and_its_throttle_gone(cli: CommandLi
 
 def test_more_and_fewer_replicas(cli: CommandLine) -> None:
     topic = unique("replicated")
-    cli("topics", "create", topic, "-p", "3", "-r", "1")
+    cli("topics", "create", "--if-not-exists", topic, "-p", "3", "-r", "1")
     cli("topics", "reassign", topic, "-r", "3", "--execute", "--watch")
     assert [sorted(replicas) for replicas in replicas_of(cli, topic)] == [[1, 2, 3]] * 3
     cli("topics", "reassign", topic, "-r", "2", "--execute", "--watch")
@@ -71,7 +71,7 @@ def test_more_and_fewer_replicas(cli: CommandLine) -> None:
 
 def test_what_cannot_be_moved_is_named(cli: CommandLine, tmp_path: Path) -> None:
     topic = unique("unmoved")
-    cli("topics", "create", topic, "--replica-assignment", "1,2")
+    cli("topics", "create", "--if-not-exists", topic, "--replica-assignment", "1,2")
     plan = tmp_path / "plan.json"
     wanted = [("nowhere", 0, [1]), (topic, 0, [99]), (topic, 1, [3])]
     plan.write_text(json.dumps({"partitions": [{"topic": name, "partition": number, "replicas": nodes} for name, number, nodes in wanted]}))

@@ -45,7 +45,7 @@ def terminal(admin_cluster: Served) -> Terminal:
 
 def test_what_cannot_be_undone_is_asked_for(terminal: Terminal, admin_cluster: Served) -> None:
     topic = unique("asked")
-    output(admin_cluster, "topics", "create", topic)
+    output(admin_cluster, "topics", "create", "--if-not-exists", topic)
     status, shown = terminal.run("topics", "delete", topic, typed="n\n")
     assert (status, "Delete" in shown, "raftlog: nothing was done" in shown) == (1, True, True)
     assert topic in output(admin_cluster, "topics", "list")
@@ -65,7 +65,7 @@ def test_tables_are_drawn_and_json_is_not(terminal: Terminal, admin_cluster: Ser
 
 def test_a_bar_is_on_standard_error_only(terminal: Terminal, admin_cluster: Served, tmp_path: Path) -> None:
     topic = unique("barred")
-    output(admin_cluster, "topics", "create", topic, "-r", "1")
+    output(admin_cluster, "topics", "create", "--if-not-exists", topic, "-r", "1")
     (tmp_path / "records").write_text("x\n" * 1000)
     with (tmp_path / "out").open("wb") as out:
         status, shown = terminal.run("--json", "produce", topic, "--file", str(tmp_path / "records"), stdout=out.fileno())

@@ -12,7 +12,7 @@ FIRST_MS = 1_700_000_000_000
 
 def test_configs_of_topics_are_altered_and_those_that_fail_are_named(cli: CommandLine) -> None:
     first, second = unique("altered"), unique("altered")
-    cli("topics", "create", first, second)
+    cli("topics", "create", "--if-not-exists", first, second)
     assert (
         cli("topics", "alter", first, second, "-c", "retention.ms=1000")
         == f"altered topic {first}: retention.ms\naltered topic {second}: retention.ms\n"
@@ -30,7 +30,7 @@ def test_configs_of_topics_are_altered_and_those_that_fail_are_named(cli: Comman
 
 def test_partitions_are_added(cli: CommandLine) -> None:
     topic = unique("widened")
-    cli("topics", "create", topic, "-p", "1", "-r", "2")
+    cli("topics", "create", "--if-not-exists", topic, "-p", "1", "-r", "2")
     assert cli("topics", "add-partitions", topic, "--to", "3") == f"topic {topic} has now 3 partitions\n"
     cli("topics", "add-partitions", topic, "--to", "5", "--replica-assignment", "1:2,3:1")
     described = cli.json("topics", "describe", topic)
@@ -43,7 +43,7 @@ def test_partitions_are_added(cli: CommandLine) -> None:
 
 def test_records_are_deleted_by_offset_by_time_and_by_plan(cli: CommandLine, tmp_path: Path) -> None:
     topic = unique("shortened")
-    cli("topics", "create", topic, "-p", "3", "-c", "retention.ms=-1")
+    cli("topics", "create", "--if-not-exists", topic, "-p", "3", "-c", "retention.ms=-1")
     produce(cli.cluster, topic, {0: 20, 1: 20, 2: 20}, first_ms=FIRST_MS)
     assert cli.json("topics", "delete-records", f"{topic}:0,2", "-o", "0=5", "-o", "7")["deleted"] == [
         {"topic": topic, "partition": 0, "low_watermark": 5},
@@ -65,7 +65,7 @@ def test_records_are_deleted_by_offset_by_time_and_by_plan(cli: CommandLine, tmp
 
 def test_offsets_at_both_ends_and_at_a_time(cli: CommandLine) -> None:
     topic = unique("measured")
-    cli("topics", "create", topic, "-p", "2", "-c", "retention.ms=-1")
+    cli("topics", "create", "--if-not-exists", topic, "-p", "2", "-c", "retention.ms=-1")
     produce(cli.cluster, topic, {1: 10}, first_ms=FIRST_MS)
     cli("topics", "delete-records", f"{topic}:1", "-o", "2")
     assert cli.json("offsets", topic)["offsets"] == [
@@ -83,7 +83,7 @@ def test_offsets_at_both_ends_and_at_a_time(cli: CommandLine) -> None:
 
 def test_leaders_are_elected(cli: CommandLine, tmp_path: Path) -> None:
     topic = unique("led")
-    cli("topics", "create", topic, "--replica-assignment", "1:2,2:3")
+    cli("topics", "create", "--if-not-exists", topic, "--replica-assignment", "1:2,2:3")
     outcome = cli.json("topics", "elect-leaders", topic)
     assert (outcome["elected"], outcome["failed"]) == ([], [])
     assert [item["partition"] for item in outcome["unchanged"]] == [0, 1]
