@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
 
 from raftlog.testing.histories import Verdict
 from tests.simulation.cluster.mutants import MUTANTS, hunt
 from tests.simulation.cluster.schedule import Plan, plan
-from tests.simulation.cluster.shrink import shrink
-from tests.simulation.cluster.simulate import Outcome
+from tests.simulation.cluster.shrink import TRACE_LINES_MAX, checkers_of, shrink
+from tests.simulation.cluster.simulate import Outcome, simulate
 
 MUTANTS_MIN = 20
-SHORT_S = 20.0
+SHORT_S = 15.0
 SEEDS_MAX = 6
+SHRINKING_TRIES_MAX = 25
+# Planted bugs that show within a few short lives; `scripts/simulate --mutants` goes through all of them.
+SOON_CAUGHT = (
+    "acknowledge-before-high-watermark",
+    "high-watermark-by-majority",
+    "elect-from-outside-the-isr",
+    "leader-epoch-not-raised",
+    "alter-partition-admits-anybody",
+    "producer-ids-given-twice",
+    "vote-lost",
+    "groups-not-loaded",
+)
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -23,10 +36,35 @@ def test_there_are_enough_planted_bugs() -> None:
     assert len(MUTANTS) >= MUTANTS_MIN
 
 
-# Those that show within a few short lives; `scripts/simulate --mutants` goes through all of them.
-@pytest.mark.parametrize("name", ["acknowledge-before-high-watermark", "high-watermark-by-majority", "groups-not-loaded", "leader-epoch-not-raised"])
-def test_a_planted_bug_is_caught(name: str) -> None:
-    assert hunt(MUTANTS[name], seeds_max=SEEDS_MAX, faults_until_s=SHORT_S) is not None, f"the simulation is blind to {MUTANTS[name].breaks}"
+def hunted(name: str) -> int | None:
+    """In a process of the pool: after how many short lives the planted bug was caught."""
+    caught = hunt(MUTANTS[name], seeds_max=SEEDS_MAX, faults_until_s=SHORT_S)
+    return None if caught is None else caught.seeds
+
+
+@pytest.fixture(scope="module")
+def hunts(pool: ProcessPoolExecutor) -> dict[str, Future[int | None]]:
+    """All on their way at once."""
+    return {name: pool.submit(hunted, name) for name in SOON_CAUGHT}
+
+
+@pytest.mark.parametrize("name", SOON_CAUGHT)
+def test_a_planted_bug_is_caught(name: str, hunts: dict[str, Future[int | None]]) -> None:
+    assert hunts[name].result() is not None, f"the simulation is blind to {MUTANTS[name].breaks}"
+
+
+def test_a_failing_life_is_cut_down_to_what_it_needs() -> None:
+    """A planted bug's, which a single fault shows; what is left is short enough to be read."""
+    with MUTANTS["acknowledge-before-high-watermark"].planted():
+        failing = next(outcome for seed in range(1, SEEDS_MAX) if (outcome := simulate(seed, faults_until_s=SHORT_S)).problems)
+        shrunk = shrink(failing, tries_max=SHRINKING_TRIES_MAX)
+    assert len(shrunk.outcome.plan.faults) <= 2 < len(failing.plan.faults)
+    assert checkers_of(shrunk.outcome) & checkers_of(failing)
+    said = shrunk.describe().splitlines()
+    assert said[0].startswith(f"seed {failing.plan.seed} shrunk in {shrunk.tries} tries to {len(shrunk.outcome.plan.faults)} faults")
+    assert any(line.startswith("  problem: ") for line in said)
+    assert any(" send ok [partition=" in line for line in said)
+    assert len(said) < TRACE_LINES_MAX + 20
 
 
 def test_shrinking_keeps_the_faults_that_matter() -> None:

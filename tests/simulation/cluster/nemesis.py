@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,6 +15,7 @@ from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRAS
 
 LOOK_EVERY_S: Final = 0.1
 WHOLE_WAIT_S_MAX: Final = 20.0
+CALM_WAIT_S_MAX: Final = 10.0  # No other fault begins meanwhile.
 FLAPS: Final = 6
 SAID_S: Final = 0.03  # So long after a voter's crash what it had said has arrived, and had its effect.
 Link = tuple[int, int]
@@ -156,12 +158,14 @@ class Nemesis:
         self._start([active])
 
     async def _lose_power(self, fault: Fault) -> None:
-        """Only while all is well and nothing else is wrong: replication, not fsync, keeps a partition's records."""
-        if self._guarded or self._active > 1 or not self._cluster.is_whole():
+        """Once all is well and nothing else is wrong: replication, not fsync, keeps a partition's records."""
+        if self._guarded:
             return
         self._guarded = True
-        self._begin(fault)
         try:
+            if not await self._is_calm():
+                return
+            self._begin(fault)
             await self._cluster.kill(fault.nodes[0], power_loss=True)
             await asyncio.sleep(fault.for_s)
             self._start(fault.nodes)
@@ -171,6 +175,15 @@ class Nemesis:
             self._cluster.failures.append(f"not whole: {WHOLE_WAIT_S_MAX} s after a loss of power of node {fault.nodes[0]}")
         finally:
             self._guarded = False
+
+    async def _is_calm(self) -> bool:
+        """Wait until the other faults are over and the cluster is whole; False where that takes too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CALM_WAIT_S_MAX):
+                while self._active > 1 or not self._cluster.is_whole():  # noqa: ASYNC110 - many things make it so
+                    await asyncio.sleep(LOOK_EVERY_S)
+                return True
+        return False
 
     async def _pause(self, fault: Fault) -> None:
         if not self._running(fault):
