@@ -152,7 +152,8 @@ class Loader:
     def _first_to_recover(self, names: set[str]) -> int:
         for place, segment in enumerate(self.segments):
             is_active = place == len(self.segments) - 1
-            if not self.clean_shutdown and (is_active or self.segments[place + 1].base_offset > self.recovery_point):
+            # One that ends right at the recovery point may have been sealed after it was flushed: its time index can't be trusted.
+            if not self.clean_shutdown and (is_active or self.segments[place + 1].base_offset >= self.recovery_point):
                 return place
             indexes = {file_name(segment.base_offset, suffix) for suffix in (INDEX_SUFFIX, TIME_INDEX_SUFFIX)}
             if segment.size_bytes and not indexes <= names:

@@ -7,7 +7,7 @@ interleaved. What may wait for the disk is a coroutine.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from raftlog.core.log.epochs import EpochCache
@@ -385,9 +385,11 @@ class Log(LogAppends):
         self._is_identity_synced = True
 
     def _unflushed(self) -> list[Segment]:
+        """From the segment that ends at the recovery point or holds it: when it was sealed, its time index got one more entry."""
+        segments = self._segments[max(bisect_left(self._bases, self.recovery_point) - 1, 0) :]
         if self.recovery_point >= self.log_end_offset:
-            return []
-        return self._segments[max(bisect_right(self._bases, self.recovery_point) - 1, 0) :]
+            return [segment for segment in segments if segment.has_unsynced_indexes]
+        return segments
 
     def reconfigure(self, config: TopicConfig) -> None:
         """Takes effect from the next append, roll and retention on."""

@@ -277,6 +277,10 @@ class Segment:
             index.is_file_longer = False
             self._unsynced.append(path)
 
+    @property
+    def has_unsynced_indexes(self) -> bool:
+        return bool(self._unsynced)
+
     def sync(self) -> None:
         """Bring the log to disk, blocking; not its indexes. Raises StorageError."""
         self.file.sync()

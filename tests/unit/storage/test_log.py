@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import uuid
 from pathlib import Path
@@ -453,3 +454,22 @@ def test_closed_logs_take_nothing() -> None:
         append(log, batch())
     assert not log.failed
     assert log.topic_partition == NAME
+
+
+def test_a_time_index_sealed_after_the_last_flush_is_not_trusted_after_a_power_loss() -> None:
+    """Found by the model: all was flushed before the segment was rolled, so that nothing seemed left to flush."""
+    for seed in range(20):
+        for flushes in (0, 1):
+            files = MemoryFiles()
+            log = new_log(files, index_interval_bytes=0)
+            log.append_as_leader(batch(), leader_epoch=0, now_ms=T0)
+            run(log.flush())
+            log.abandon()
+            log = open_log(files, recovery_point=1)
+            log.roll()
+            for _ in range(flushes):
+                run(log.flush())
+            files.crash(random.Random(seed))
+            log = open_log(files, recovery_point=1)
+            found = run(log.offset_for_timestamp(T0))
+            assert found is not None and found.offset == 0, f"seed {seed}"
