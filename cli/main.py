@@ -11,7 +11,24 @@ from typing import Annotated
 
 import typer
 
-from . import chaos, cluster, configs, consume, group_offsets, groups, logdirs, offsets, produce, quorum, reassign, start, topic_changes, topics, up
+from . import (
+    chaos,
+    cluster,
+    configs,
+    consume,
+    group_offsets,
+    groups,
+    log,
+    logdirs,
+    offsets,
+    produce,
+    quorum,
+    reassign,
+    start,
+    topic_changes,
+    topics,
+    up,
+)
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError, complain
 from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
 
@@ -34,6 +51,7 @@ offsets.register(app)
 app.add_typer(groups.app, name="groups")
 app.add_typer(configs.app, name="configs")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(log.app, name="log")
 app.add_typer(chaos.app, name="chaos")
 
 
