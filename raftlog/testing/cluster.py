@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 
 from raftlog.config import Settings, load
 from raftlog.environment import Environment, ListeningSocket, SystemClock
-from raftlog.errors import RaftlogError, error_for
+from raftlog.errors import ErrorCode, RaftlogError, error_for
 from raftlog.ids import NO_NODE, NodeId, TopicPartition
 from raftlog.network.listener import ACCEPT_BACKLOG, OsNetwork
 from raftlog.protocol.apis import ApiKey
@@ -224,8 +224,12 @@ class Cluster:
         }
         timeout_ms = CALL_TIMEOUT_MS // 2
         fields = {"topics": [topic], "timeout": timeout_ms, "validate_only": False}
-        answer = await self._broker_of(next(iter(self._nodes))).channel.request(ApiKey.CREATE_TOPICS, fields, timeout_ms=timeout_ms)
-        result = answer.topics[0]
+        channel = self._broker_of(next(iter(self._nodes))).channel
+        while True:
+            result = (await channel.request(ApiKey.CREATE_TOPICS, fields, timeout_ms=timeout_ms)).topics[0]
+            if result.error_code != ErrorCode.not_controller:  # Which a busy machine may change at any time.
+                break
+            await asyncio.sleep(POLL_MS / 1000)
         if result.error_code:
             raise error_for(result.error_code, result.error_message)
         images = (node.metadata.wait_for(lambda image: name in image.topics, timeout_ms=timeout_ms) for node in self._nodes.values())

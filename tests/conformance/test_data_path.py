@@ -15,7 +15,7 @@ import aiokafka
 import confluent_kafka
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource
 from kafka import KafkaConsumer
 
 from raftlog.config import RACK_AWARE_SELECTOR
@@ -183,6 +183,27 @@ def test_topics_are_changed_and_described(cluster: Cluster) -> None:
     assert described()["compression.type"].value == "lz4"
     cluster.wait_until(lambda: bool(produce(cluster, topic, [{"value": b"x"}])) and stored(cluster, topic)[-1].compression == CODECS["lz4"])
     assert stored(cluster, topic)[-1].is_log_append_time
+
+
+def test_a_codec_of_the_brokers_takes_effect_at_once(cluster: Cluster) -> None:
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+
+    def set_for_all(value: str | None) -> None:
+        kind = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
+        entry = ConfigEntry("compression.type", value, incremental_operation=kind)
+        for node_id in cluster.node_ids:  # This client can't say "all brokers".
+            broker = ConfigResource(ConfigResource.Type.BROKER, str(node_id), incremental_configs=[entry])
+            admin.incremental_alter_configs([broker])[broker].result(TIMEOUT_S)
+
+    plain, own = new_topic(cluster), new_topic(cluster, compression_type="lz4")
+    try:
+        set_for_all("zstd")
+        cluster.wait_until(lambda: bool(produce(cluster, plain, [{"value": b"x"}])) and stored(cluster, plain)[-1].compression == CODECS["zstd"])
+        produce(cluster, own, [{"value": b"x"}])
+        assert stored(cluster, own)[-1].compression == CODECS["lz4"]
+    finally:
+        set_for_all(None)
+    cluster.wait_until(lambda: bool(produce(cluster, plain, [{"value": b"x"}])) and stored(cluster, plain)[-1].compression == 0)
 
 
 # --- timestamps -------------------------------------------------------------------------------------------------------
