@@ -65,6 +65,7 @@ def decide_create_topics(image: MetadataImage, request: Any, *, settings: Settin
     results: list[dict[str, Any]] = []
     seen: set[TopicName] = set()
     working = image
+    defaults = _default_configs(BrokerConfigs.of(settings, image, settings.node_id))
     for topic in request.topics:
         if topic.name in seen:
             continue
@@ -72,7 +73,7 @@ def decide_create_topics(image: MetadataImage, request: Any, *, settings: Settin
         try:
             if counts[topic.name] > 1:
                 raise InvalidRequest("Duplicate topic name.")
-            created, result = _create(working, topic, settings=settings, chance=chance)
+            created, result = _create(working, topic, settings=settings, defaults=defaults, chance=chance)
         except ApiError as error:
             results.append({"name": topic.name, **_failure(error)})
             continue
@@ -84,8 +85,10 @@ def decide_create_topics(image: MetadataImage, request: Any, *, settings: Settin
     return Decision([] if request.validate_only else records, {"topics": results})
 
 
-def _create(image: MetadataImage, topic: Any, *, settings: Settings, chance: Chance) -> tuple[list[r.MetadataRecord], dict[str, Any]]:
-    """The records of one new topic and its part of the reply."""
+def _create(
+    image: MetadataImage, topic: Any, *, settings: Settings, defaults: Sequence[dict[str, Any]], chance: Chance
+) -> tuple[list[r.MetadataRecord], dict[str, Any]]:
+    """The records of one new topic and its part of the reply; `defaults` is what it says of configs that are not given."""
     _check_new_name(image, topic.name)
     configs = _checked_configs(topic.configs)
     manual = bool(topic.assignments)
@@ -104,7 +107,7 @@ def _create(image: MetadataImage, topic: Any, *, settings: Settings, chance: Cha
         "topic_config_error_code": 0,
         "num_partitions": len(partitions),
         "replication_factor": len(partitions[0].replicas),
-        "configs": _effective_configs(BrokerConfigs.of(settings, image, settings.node_id), configs),
+        "configs": _effective_configs(defaults, configs),
     }
     return records, result
 
@@ -145,16 +148,23 @@ def _checked_configs(configs: Iterable[Any]) -> dict[str, str]:
     return values
 
 
-def _effective_configs(configs: BrokerConfigs, overrides: dict[str, str]) -> list[dict[str, Any]]:
-    """What a topic with `overrides` is configured to, for the reply (KIP-525)."""
+def _default_configs(configs: BrokerConfigs) -> list[dict[str, Any]]:
+    """What a topic is configured to that overrides nothing, for the reply (KIP-525), sorted by name."""
     in_force = configs.in_force()
     entries = []
     for name, key in sorted(KEYS.items()):
-        values = configs.topic(key, overrides)
+        values = configs.topic(key, {})
         source = values[0].source if values else ConfigSource.DEFAULT
-        value = overrides[name] if source is ConfigSource.TOPIC else text_of(key.default_by(in_force))
+        value = text_of(key.default_by(in_force))
         entries.append({"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": key.is_sensitive})
     return entries
+
+
+def _effective_configs(defaults: Sequence[dict[str, Any]], overrides: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {**entry, "value": overrides[entry["name"]], "config_source": ConfigSource.TOPIC} if entry["name"] in overrides else entry
+        for entry in defaults
+    ]
 
 
 def _automatic_assignments(image: MetadataImage, topic: Any, *, settings: Settings, chance: Chance) -> list[tuple[NodeId, ...]]:

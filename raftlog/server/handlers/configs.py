@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from raftlog.broker.dynamic_settings import DynamicSettings
@@ -11,7 +12,7 @@ from raftlog.config import KEYS, UpdateMode
 from raftlog.config_types import ConfigKey, text_of
 from raftlog.core.controller.config_changes import node_id_of
 from raftlog.core.controller.topics import check_topic_name
-from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource, SourcedValue
+from raftlog.core.metadata.configs import ConfigSource, SourcedValue
 from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
@@ -23,7 +24,9 @@ from raftlog.protocol.messages import Fields
 from raftlog.server import log_levels
 from raftlog.server.router import Handler
 from raftlog.topic_config import KEYS as TOPIC_KEYS
+from raftlog.topic_config import TopicKey
 
+RESOURCES_PER_TURN: Final = 100  # Described between two turns of the event loop.
 LISTED: Final = (RESOURCE_TOPIC, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP)
 
 
@@ -60,107 +63,109 @@ class ConfigHandlers:
         names[RESOURCE_BROKER] = [str(node_id) for node_id in sorted(image.brokers)]
         return {"config_resources": [{"resource_name": name, "resource_type": kind} for kind in asked for name in names[kind]]}
 
-    def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
-        """Answer DescribeConfigs v1-v4 (key 32) for topics, this node, all brokers and this process's loggers.
+    async def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
+        """Answer DescribeConfigs v1-v4 (key 32) for topics, this node, all brokers, this process's loggers and client metrics.
 
-        Source: KIP-133, KIP-226, KIP-412, KIP-569.
+        All of one answer is by one image. Source: KIP-133, KIP-226, KIP-412, KIP-569, KIP-714.
         """
+        description = _Description(self._dynamic, self._metadata.image, request)
         results = []
-        for resource in request.resources:
-            result: dict[str, Any] = {"resource_type": resource.resource_type, "resource_name": resource.resource_name, "configs": []}
+        for count, resource in enumerate(request.resources, 1):
+            result: dict[str, Any] = {"resource_type": resource.resource_type, "resource_name": resource.resource_name, "configs": ()}
             try:
                 wanted = set(resource.configuration_keys or ())
-                described = self._described(resource.resource_type, resource.resource_name)
-                result["configs"] = [_presented(entry, request) for entry in described if not wanted or entry["name"] in wanted]
+                entries = description.entries(resource.resource_type, resource.resource_name)
+                result["configs"] = [entry for entry in entries if entry["name"] in wanted] if wanted else entries
             except ApiError as error:
                 result |= {"error_code": error.code, "error_message": str(error)}
             results.append(result)
+            if count % RESOURCES_PER_TURN == 0:
+                await asyncio.sleep(0)
         return {"results": results}
 
-    def _described(self, kind: int, name: str) -> Iterator[dict[str, Any]]:
-        configs = self._dynamic.configs(self._metadata.image)
+
+class _Description:
+    """The entries of one answer, with as much in them as was asked for."""
+
+    def __init__(self, dynamic: DynamicSettings, image: MetadataImage, request: Fields) -> None:
+        self._node_id = dynamic.static.node_id
+        self._image = image
+        self._configs = dynamic.configs(image)
+        self._in_force = self._configs.in_force()
+        self._with_synonyms, self._with_documentation = request.include_synonyms, request.include_documentation
+        self._defaults: list[tuple[TopicKey, dict[str, Any]]] | None = None  # Of a topic without overrides: nearly all of any other.
+
+    def entries(self, kind: int, name: str) -> Sequence[dict[str, Any]]:
+        """All configs of the resource. Raises InvalidRequest, InvalidTopic, UnknownTopicOrPartition."""
         if kind == RESOURCE_TOPIC:
             check_topic_name(name)
-            if name not in self._metadata.image.topics:
+            if name not in self._image.topics:
                 raise UnknownTopicOrPartition("This server does not host this topic-partition.")
-            return self._of_topic(configs, name)
+            return self._of_topic(name)
         if kind == RESOURCE_BROKER:
             if name == "":
-                return _of_all_brokers(configs)
-            node_id = self._dynamic.static.node_id
-            if node_id_of(name) != node_id:
-                raise InvalidRequest(f"Unexpected broker id, expected {node_id} or empty string, but received {name}")
-            return _of_this_broker(configs)
+                return self._of_all_brokers()
+            if node_id_of(name) != self._node_id:
+                raise InvalidRequest(f"Unexpected broker id, expected {self._node_id} or empty string, but received {name}")
+            return self._of_this_broker()
         if kind == BROKER_LOGGER:
-            log_levels.check_node(name, self._dynamic.static.node_id)
-            return _of_loggers()
+            log_levels.check_node(name, self._node_id)
+            return [_of_logger(*each) for each in log_levels.described().items()]
         if kind == RESOURCE_CLIENT_METRICS:
             if not name:
                 raise InvalidRequest("Client metrics subscription name must not be empty")
-            return _of_subscription(self._metadata.image.configs.get((kind, name), EMPTY))
+            return self._of_subscription(self._image.configs.get((kind, name), EMPTY))
         raise InvalidRequest(f"Unsupported resource type: {kind}")
 
-    def _of_topic(self, configs: BrokerConfigs, topic: TopicName) -> Iterator[dict[str, Any]]:
-        overrides, in_force = self._metadata.image.topic_configs(topic), configs.in_force()
-        for key in TOPIC_KEYS.values():
-            values = configs.topic(key, overrides)
-            is_own = bool(values) and values[0].source is ConfigSource.TOPIC
-            value = values[0].value if is_own else text_of(key.default_by(in_force))
-            yield _entry(key, value, values, read_only=False)
+    def _of_topic(self, topic: TopicName) -> list[dict[str, Any]]:
+        if self._defaults is None:
+            self._defaults = [(key, self._of_topic_key(key, EMPTY)) for key in TOPIC_KEYS.values()]
+        overrides = self._image.topic_configs(topic)
+        return [self._of_topic_key(key, overrides) if key.name in overrides else entry for key, entry in self._defaults]
 
+    def _of_topic_key(self, key: TopicKey, overrides: Mapping[str, str]) -> dict[str, Any]:
+        values = self._configs.topic(key, overrides)
+        is_own = bool(values) and values[0].source is ConfigSource.TOPIC
+        return self._entry(key, values[0].value if is_own else text_of(key.default_by(self._in_force)), values)
 
-def _of_this_broker(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
-    in_force = configs.in_force()
-    for key in KEYS.values():
-        yield _entry(key, text_of(getattr(in_force, key.field)), configs.setting(key), read_only=key.mode is UpdateMode.READ_ONLY)
+    def _of_this_broker(self) -> list[dict[str, Any]]:
+        return [self._entry(key, text_of(getattr(self._in_force, key.field)), self._configs.setting(key), mode=key.mode) for key in KEYS.values()]
 
+    def _of_all_brokers(self) -> list[dict[str, Any]]:
+        """Only what is configured for all brokers."""
+        return [
+            self._entry(KEYS[name], value, [SourcedValue(name, value, ConfigSource.DYNAMIC_DEFAULT_BROKER)])
+            for name, value in self._configs.common.items()
+        ]
 
-def _of_all_brokers(configs: BrokerConfigs) -> Iterator[dict[str, Any]]:
-    """Only what is configured for all brokers."""
-    for name, value in configs.common.items():
-        yield _entry(KEYS[name], value, [SourcedValue(name, value, ConfigSource.DYNAMIC_DEFAULT_BROKER)], read_only=False)
+    def _of_subscription(self, values: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What was configured, else the default; also of a subscription that nobody made, as in Kafka."""
+        return [
+            self._entry(
+                key,
+                values.get(name, text_of(key.default)),
+                [SourcedValue(name, values[name], ConfigSource.CLIENT_METRICS)] if name in values else [],
+            )
+            for name, key in CLIENT_METRICS_KEYS.items()
+        ]
 
-
-def _of_subscription(values: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """What was configured, else the default; also of a subscription that nobody made, as in Kafka."""
-    for name, key in CLIENT_METRICS_KEYS.items():
-        value = values.get(name, text_of(key.default))
-        sources = [SourcedValue(name, value, ConfigSource.CLIENT_METRICS)] if name in values else []
-        yield _entry(key, value, sources, read_only=False)
-
-
-def _of_loggers() -> Iterator[dict[str, Any]]:
-    for name, level in log_levels.described().items():
-        yield {
-            "name": name,
-            "value": level,
-            "read_only": False,
-            "config_source": ConfigSource.DYNAMIC_BROKER_LOGGER,
-            "is_sensitive": False,
-            "synonyms": [],
-            "config_type": 0,
-            "documentation": None,
+    def _entry(
+        self, key: ConfigKey, value: str | None, values: Sequence[SourcedValue], *, mode: UpdateMode = UpdateMode.CLUSTER_WIDE
+    ) -> dict[str, Any]:
+        """One config with all the values it was given, the one in force first; of a sensitive one no value is told."""
+        hidden = key.is_sensitive
+        synonyms = [{"name": each.name, "value": None if hidden else each.value, "source": each.source} for each in values]
+        return {
+            "name": key.name,
+            "value": None if hidden else value,
+            "read_only": mode is UpdateMode.READ_ONLY,
+            "config_source": values[0].source if values else ConfigSource.DEFAULT,
+            "is_sensitive": hidden,
+            "synonyms": synonyms if self._with_synonyms else (),
+            "config_type": key.type,
+            "documentation": key.doc if self._with_documentation else None,
         }
 
 
-def _entry(key: ConfigKey, value: str | None, values: Sequence[SourcedValue], *, read_only: bool) -> dict[str, Any]:
-    """One config with all the values it was given, the one in force first; of a sensitive one no value is told."""
-    return {
-        "name": key.name,
-        "value": None if key.is_sensitive else value,
-        "read_only": read_only,
-        "config_source": values[0].source if values else ConfigSource.DEFAULT,
-        "is_sensitive": key.is_sensitive,
-        "synonyms": [{"name": each.name, "value": None if key.is_sensitive else each.value, "source": each.source} for each in values],
-        "config_type": key.type,
-        "documentation": key.doc,
-    }
-
-
-def _presented(entry: dict[str, Any], request: Fields) -> dict[str, Any]:
-    """The entry with what was asked for only."""
-    return {
-        **entry,
-        "synonyms": entry["synonyms"] if request.include_synonyms else [],
-        "documentation": entry["documentation"] if request.include_documentation else None,
-    }
+def _of_logger(name: str, level: str) -> dict[str, Any]:
+    return {"name": name, "value": level, "read_only": False, "config_source": ConfigSource.DYNAMIC_BROKER_LOGGER, "is_sensitive": False}
