@@ -140,6 +140,7 @@ class Settings:
     min_insync_replicas: int = setting(1, mode=CLUSTER_WIDE, doc="Members the ISR must have for acks=all to be accepted.", minimum=1)
 
     # Log
+    log_dir: str | None = setting(None, doc="Directory of this node's logs, where log.dirs is unset.")
     log_dirs: tuple[str, ...] = setting(("raftlog-data",), doc="Directory of this node's logs.")
     metadata_log_dir: str | None = setting(None, doc="Directory of the metadata log; the first of log.dirs when unset.")
     log_segment_bytes: int = setting(1073741824, mode=CLUSTER_WIDE, doc="A segment is rolled at this size.", minimum=1024)
@@ -379,6 +380,8 @@ def load(
             values[KEYS[name].field] = KEYS[name].parse(text)
         except InvalidConfig as error:
             raise ConfigError(str(error)) from None
+    if values.get("log_dir") is not None and "log_dirs" not in values:
+        values["log_dirs"] = (values["log_dir"],)
     for name, key in KEYS.items():
         if key.default is REQUIRED and key.field not in values:
             raise ConfigError(f"setting {name!r} is missing")

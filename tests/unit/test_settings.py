@@ -137,6 +137,11 @@ def test_all_unknown_settings_are_named_in_one_line() -> None:
         load("num.io.threads=8\nnum.partitions=x\nnum.network.threads=3", overrides=OWN)
 
 
+def test_log_dir_is_for_where_log_dirs_is_unset() -> None:
+    assert load("log.dir=one", overrides=OWN).data_directory == "one"
+    assert load("log.dir=one\nlog.dirs=other", overrides=OWN).data_directory == "other"
+
+
 def test_what_was_given_is_known() -> None:
     settings = load("num.partitions=1", overrides=OWN)
     assert settings.given == {*OWN, "num.partitions"}
