@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,24 @@ from pathlib import Path
 import pytest
 
 from raftlog.config import load
+from raftlog.core.coordinators.consumer_records import (
+    ClassicMetadata,
+    ClassicProtocol,
+    ConsumerGroupKey,
+    ConsumerGroupValue,
+    CurrentAssignment,
+    CurrentAssignmentKey,
+    MemberMetadata,
+    MemberMetadataKey,
+    MemberState,
+    RegexKey,
+    ResolvedRegex,
+    TargetEpochKey,
+    TargetEpochValue,
+    TargetMemberKey,
+    TargetMemberValue,
+)
+from raftlog.core.coordinators.records import CoordinatorRecord, OffsetKey, OffsetValue, encode_key, encode_value
 from raftlog.environment import SystemClock
 from raftlog.ids import TopicPartition
 from raftlog.protocol.batches import Compression, Record, encode_batch
@@ -65,3 +84,73 @@ def test_kafka_dump_log_reads_everything(tmp_path: Path) -> None:
     assert len(re.findall(r"^\| offset:", done.stdout, re.MULTILINE)) == count
     assert "producerId: 42 producerEpoch: 1 coordinatorEpoch: -1" in done.stdout
     assert not re.search("mismatch|corrupt|invalid|non-consecutive|not found", done.stdout, re.IGNORECASE)
+
+
+def group_records() -> list[CoordinatorRecord]:
+    """One record of each kind that a consumer group has, every field set where it can be."""
+    topic = uuid.UUID(int=4711)
+    classic = ClassicMetadata(45_000, (ClassicProtocol("range", b"subscription"),))
+    member = MemberMetadata(
+        instance_id="i-1",
+        rack_id="r-1",
+        client_id="client",
+        client_host="/127.0.0.1",
+        topics=("a", "b"),
+        regex="c.*",
+        rebalance_timeout_ms=300_000,
+        server_assignor="uniform",
+        classic=classic,
+    )
+    current = CurrentAssignment(
+        epoch=7, previous_epoch=6, state=MemberState.UNREVOKED, assigned={topic: frozenset({0, 1})}, revoking={topic: frozenset({2})}
+    )
+    pairs = [
+        (ConsumerGroupKey("grp"), ConsumerGroupValue(8, -1234567890123)),
+        (MemberMetadataKey("grp", "m-1"), member),
+        (MemberMetadataKey("grp", "m-2"), MemberMetadata(topics=("a",))),
+        (TargetEpochKey("grp"), TargetEpochValue(8)),
+        (TargetMemberKey("grp", "m-1"), TargetMemberValue({topic: frozenset({0, 1})})),
+        (CurrentAssignmentKey("grp", "m-1"), current),
+        (RegexKey("grp", "c.*"), ResolvedRegex(frozenset({"c1", "c2"}), 99, T0)),
+        (OffsetKey("grp", "a", 0), OffsetValue(42, 3, "note", T0)),
+        (CurrentAssignmentKey("grp", "m-1"), None),
+    ]
+    return [CoordinatorRecord(key, value) for key, value in pairs]
+
+
+def test_kafka_reads_the_records_of_consumer_groups(tmp_path: Path) -> None:
+    classpath = os.environ.get("KAFKA_CLASSPATH")
+    if shutil.which("java") is None or not classpath:
+        pytest.skip("kafka-dump-log is not here: needs java and KAFKA_CLASSPATH")
+    records = group_records()
+    encoded = [Record(i, T0, encode_key(key), None if value is None else encode_value(value)) for i, (key, value) in enumerate(records)]
+    path = tmp_path / "__consumer_offsets-0" / "00000000000000000000.log"
+    path.parent.mkdir()
+    path.write_bytes(encode_batch(encoded))
+    command = ["java", "-cp", classpath, "kafka.tools.DumpLogSegments", "--files", str(path), "--offsets-decoder"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| offset:")]
+    said = [json.loads(line.partition(" payload: ")[2].replace("<DELETE>", "null")) for line in lines]
+    assert len(said) == len(records), done.stdout
+    values = [None if value is None else value["data"] for value in said]
+    owned = [{"topicId": "AAAAAAAAAAAAAAAAAAASZw", "partitions": [0, 1]}]
+    assert values[0] == {"epoch": 8, "metadataHash": -1234567890123}
+    assert values[1] == {
+        "instanceId": "i-1",
+        "rackId": "r-1",
+        "clientId": "client",
+        "clientHost": "/127.0.0.1",
+        "subscribedTopicNames": ["a", "b"],
+        "subscribedTopicRegex": "c.*",
+        "rebalanceTimeoutMs": 300_000,
+        "serverAssignor": "uniform",
+        "classicMemberMetadata": {"sessionTimeoutMs": 45_000, "supportedProtocols": [{"name": "range", "metadata": "c3Vic2NyaXB0aW9u"}]},
+    }
+    assert values[2]["subscribedTopicNames"] == ["a"] and "classicMemberMetadata" not in values[2]
+    assert values[3] == {"assignmentEpoch": 8}
+    assert values[4] == {"topicPartitions": owned}
+    assert (values[5]["memberEpoch"], values[5]["previousMemberEpoch"], values[5]["state"]) == (7, 6, 1)
+    assert values[5]["assignedPartitions"] == owned and values[5]["partitionsPendingRevocation"][0]["partitions"] == [2]
+    assert values[6] == {"topics": ["c1", "c2"], "version": 99, "timestamp": T0}
+    assert values[7]["offset"] == 42 and values[8] is None

@@ -120,7 +120,10 @@ class ConsumerMember(Client):
 
     async def _commit(self) -> None:
         positions = {(self.topic, partition): consumer.position for partition, consumer in self._consumers.items()}
-        await commit_offsets(self, self.group, positions, generation=self._epoch, member_id=self._member_id, version=COMMIT_VERSION)
+        asked_s = asyncio.get_running_loop().time()
+        code = await commit_offsets(self, self.group, positions, generation=self._epoch, member_id=self._member_id, version=COMMIT_VERSION)
+        if code == ErrorCode.none:
+            self.recorder.owner_committed(self.group, self._name, self._places(set(self._consumers)), asked_s=asked_s)
 
     async def _leave(self, port: int) -> None:
         self._give_up(set(self._consumers))

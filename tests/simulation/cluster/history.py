@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from raftlog.testing.histories import Operation
+
+
+class _Claim(NamedTuple):
+    """Who owns a partition, since when, and until when at least."""
+
+    process: str
+    since_s: float
+    until_s: float
 
 
 class Recorder:
@@ -20,7 +28,7 @@ class Recorder:
         self.generations: dict[str, int] = {}  # The newest of each group in which a member has got its assignment.
         self._stamps: dict[tuple[str, int], int] = {}
         self._assigned: dict[tuple[str, int, str], str] = {}
-        self._claims: dict[tuple[str, str], tuple[str, float]] = {}  # Who owns a group's partition, and until when at least.
+        self._claims: dict[tuple[str, str], _Claim] = {}  # By group and partition.
 
     def _now_ns(self) -> int:
         return int(self._loop.time() * 1e9)
@@ -60,16 +68,28 @@ class Recorder:
 
     def claim(self, group: str, process: str, partitions: list[str], *, until_s: float) -> None:
         """A member owns partitions for so long at least: nobody else may be told so meanwhile."""
+        now_s = self._loop.time()
         for partition in partitions:
-            other, other_until_s = self._claims.get((group, partition), (process, 0.0))
-            if other != process and other_until_s > self._loop.time():
-                self.complain(f"{partition} of {group} was given to {process} while {other} owned it, until {other_until_s:.3f} s")
-            self._claims[group, partition] = (process, until_s)
+            other = self._claims.get((group, partition))
+            if other is not None and other.process == process:
+                self._claims[group, partition] = other._replace(until_s=until_s)
+                continue
+            if other is not None and other.until_s > now_s:
+                self.complain(f"{partition} of {group} was given to {process} while {other.process} owned it, until {other.until_s:.3f} s")
+            self._claims[group, partition] = _Claim(process, now_s, until_s)
 
     def disclaim(self, group: str, process: str, partitions: list[str]) -> None:
         for partition in partitions:
-            if self._claims.get((group, partition), ("", 0.0))[0] == process:
+            claim = self._claims.get((group, partition))
+            if claim is not None and claim.process == process:
                 del self._claims[group, partition]
+
+    def owner_committed(self, group: str, process: str, partitions: list[str], *, asked_s: float) -> None:
+        """A member's commit was taken: of none of these had another been told, when it was asked for, that it owns it."""
+        for partition in partitions:
+            other = self._claims.get((group, partition))
+            if other is not None and other.process != process and other.since_s < asked_s:
+                self.complain(f"{process} committed {partition} of {group}, which {other.process} had owned since {other.since_s:.3f} s")
 
     def stamped(self, partition: str, base_offset: int, time_ms: int) -> None:
         """A batch's time by its broker is the same for everybody."""

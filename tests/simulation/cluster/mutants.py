@@ -18,7 +18,6 @@ from raftlog.broker.partition import Change, Partition
 from raftlog.broker.replicas import ReplicaManager
 from raftlog.core.controller import brokers, elections, partitions, producers
 from raftlog.core.coordinators.consumer_group import ConsumerGroup
-from raftlog.core.coordinators.consumer_shard import ConsumerGroups
 from raftlog.core.coordinators.group import Group
 from raftlog.core.coordinators.reconciliation import Reconciliation
 from raftlog.core.coordinators.shard import Shard
@@ -488,14 +487,3 @@ def assigned_while_owned() -> Any:
 @_mutant("members of a consumer group may commit offsets whatever their epoch, or when they are out")
 def commits_of_any_epoch() -> Any:
     return mock.patch.object(ConsumerGroup, "validate_commit", lambda self, **_: None)
-
-
-@_mutant("a new coordinator of a consumer group takes it that nobody owns anything")
-def owners_not_loaded() -> Any:
-    def wrong(right: Any, self: ConsumerGroups, scene: Any) -> None:
-        right(self, scene)
-        for group in self._groups.values():
-            if isinstance(group, ConsumerGroup):
-                group.owners.clear()
-
-    return _around(ConsumerGroups, "loaded", wrong)
