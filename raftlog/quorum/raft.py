@@ -148,6 +148,7 @@ class RaftEngine:
         self._verified_index: int | None = None  # What the answer to the message at hand may claim.
         self._connected: set[NodeId] = set()
         self._probed: set[NodeId] = set()  # Voters whose place in the log is in doubt: one message at a time.
+        self._put_off_until_s = 0.0  # The deadline of the last election that was put off.
         self.last_heard_s: dict[NodeId, float] = {}
         module = _own_copy_of_syncobj()
         check_engine(module)
@@ -252,13 +253,28 @@ class RaftEngine:
     # --- input --------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
+        self._spare_the_leader()
         self._raft.doTick(0.0)
+
+    def _spare_the_leader(self) -> None:
+        """Do not stand for election right after a sleep: what a leader said meanwhile is still to be read.
+
+        A process that was stopped, or a voter that was connected to nobody, would else depose a leader who is well, as there
+        is no PreVote. It waits for one more election time-out, and then stands however late it is. Only liveness is touched.
+        """
+        raft = self._raft
+        deadline_s = raft._SyncObj__raftElectionDeadline
+        if self.is_leader or not self._nodes or self._now_s() - deadline_s <= self._timing.heartbeat_s or deadline_s == self._put_off_until_s:
+            return
+        self._put_off_until_s = raft._SyncObj__raftElectionDeadline = self._now_s() + self.election_timeout_s()
 
     def propose(self, command: bytes, answered: Callable[[object, int], None]) -> None:
         """Queue a command; `answered(result, reason)` is called when it is applied (reason 0) or can't be."""
         self._raft._applyCommand(command, answered)
 
     def connect(self, peer: NodeId) -> None:
+        if not self._connected:
+            self._spare_the_leader()
         self._connected.add(peer)
         self._transport.connect(self._nodes[peer])
         if self.is_leader:

@@ -277,7 +277,7 @@ def test_fifo_a_vote_counts_once(guarded: bool) -> None:
     """Five voters; one vote that arrives twice would make two of five a majority."""
     bench = Bench(5)
     candidate = bench.voters[1]
-    candidate.engine.hasten_election(delay_s=-1)
+    candidate.engine.hasten_election(delay_s=-0.001)
     candidate.turn()
     bench.run({1, 2}, keep=lambda sent: sent.message["type"] == "response_vote")
     (vote,) = bench.sent
