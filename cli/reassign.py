@@ -26,6 +26,7 @@ from .session import Session, command
 from .topics import app
 
 NO_REASSIGNMENT_IN_PROGRESS: Final = 85
+NOTHING_MOVES: Final = "no partition is moving"
 COMPLETE: Final = "complete"
 MOVING: Final = "moving"
 ELSEWHERE: Final = "elsewhere"
@@ -122,9 +123,9 @@ def check_options(wish: Wish, *, generate: bool, execute: bool, verify: bool, ca
 
 def find_state(brokers: Brokers, wish: Wish) -> State:
     """What is there, what is moving, and what the wish comes to. Raises CliError."""
+    ongoing = list_ongoing(brokers)  # First, so that a move that ends in between still counts with where it goes.
     metadata = brokers.patiently(brokers.metadata)
     current = assignment_of(metadata)
-    ongoing = list_ongoing(brokers)
     if wish.file is not None:
         return State(current, ongoing, plan_of_items(read_plan(wish.file), str(wish.file)))
     partitions = choose(metadata, wish.chosen) if wish.chosen else sorted(ongoing)
@@ -151,7 +152,7 @@ def show_ongoing(session: Session, brokers: Brokers, wish: Wish) -> int:
     elif rows:
         print_rows(["topic", "partition", "replicas", "adding", "removing"], rows, right=["partition"])
     else:
-        print("no partition is moving")
+        print(NOTHING_MOVES)
     return 0
 
 
@@ -237,7 +238,7 @@ def cancel_moves(session: Session, brokers: Brokers, wish: Wish, *, yes: bool) -
     if moving and not set(ongoing) - set(moving):
         remove_throttles(brokers, {key.topic for key in moving})
     if not (outcomes or session.as_json):
-        print("no partition is moving")
+        print(NOTHING_MOVES)
     return report(session, outcomes, done="cancelled", line=lambda each: f"cancelled {each.subject}: back to {_listed(each.fields['replicas'])}")
 
 
@@ -258,7 +259,7 @@ def report_progress(session: Session, brokers: Brokers, plan: Assignment) -> int
         session,
         outcomes,
         done="partitions",
-        show=lambda done: print_rows(columns, [each.fields for each in done], right=["partition"]),
+        show=lambda done: print_rows(columns, [each.fields for each in done], right=["partition"]) if plan else print(NOTHING_MOVES),
         summary={"moving": len(ongoing.keys() & plan.keys()), "throttle_removed": unthrottled},
     )
 

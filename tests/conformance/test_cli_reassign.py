@@ -65,6 +65,7 @@ def test_more_and_fewer_replicas(cli: CommandLine) -> None:
     cli("topics", "reassign", topic, "-r", "2", "--execute", "--watch")
     assert [len(replicas) for replicas in replicas_of(cli, topic)] == [2] * 3
     assert cli("topics", "reassign") == "no partition is moving\n"
+    assert cli("topics", "reassign", "--watch") == "no partition is moving\n"
     assert cli.json("topics", "reassign") == []
     assert cli.json("topics", "reassign", "--cancel") == {"cancelled": [], "failed": []}
 
