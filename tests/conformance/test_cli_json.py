@@ -55,6 +55,7 @@ ELSEWHERE = {
     "up": "runs until it is stopped: test_cli.py reads its events",
     "start": "is one node, whose output is its log",
     "cluster unregister": "needs a broker that is down: test_cli_cluster.py",
+    "log dump": "reads files, and its lines differ by what is in them: test_dump.py",
     "chaos run": "takes minutes: tests/chaos",
     "chaos check": "test_chaos_commands.py",
     "chaos client": "is a process of `chaos run`",
