@@ -43,7 +43,8 @@ class _Move:
             cluster.start(node_id)
         await cluster.wait_until_ready()
         recorder = Recorder(loop)
-        self.admin = Admin("admin", cluster.network.view("admin"), cluster.bootstrap_ports, recorder, random.Random(1), None)
+        view = cluster.network.view("admin")
+        self.admin = Admin("admin", view, cluster.bootstrap_ports, recorder, random.Random(1), None, None)
         await self._create(MOVED.topic, (1,), self._configs)
         await self._create(OTHER.topic, (1, 2), {})
         for _ in range(BATCHES):

@@ -24,6 +24,35 @@ READ_BYTES_MAX: Final = 1 << 24
 MIN_ISR: Final = {"events": 2, "table": 2, "churn": 2, "stamped": 2}
 
 
+class Moves:
+    """The replicas that reassignments asked for, by partition: nothing else may come of one."""
+
+    def __init__(self) -> None:
+        self._targets: dict[TopicPartition, set[frozenset[int]]] = {}
+
+    def asked(self, name: TopicPartition, target: tuple[int, ...]) -> None:
+        self._targets.setdefault(name, set()).add(frozenset(target))
+
+    def problem(self, name: TopicPartition, before: Partition, after: Partition) -> str | None:
+        """What is wrong with the step between two records that follow each other."""
+        targets = self._targets.get(name, set())
+        was, now = (frozenset(each.replicas) - frozenset(each.adding) for each in (before, after))
+        if not set(after.adding) | set(after.removing) <= set(after.replicas):
+            return f"adds or removes others than its replicas: {after}"
+        if set(before.replicas) != set(after.replicas) and not set(before.isr) - set(after.isr) <= set(before.replicas) - set(after.replicas):
+            return f"a replica that stays left the ISR with one that goes: from {before} to {after}"
+        if not set(before.replicas) <= set(after.replicas) and after.leader_epoch == before.leader_epoch:
+            return f"a replica goes in the same leader epoch: from {before} to {after}"
+        if after.adding or after.removing:
+            wanted = frozenset(after.replicas) - frozenset(after.removing)
+            return None if now == was and wanted in targets else f"goes where nobody asked: from {before} to {after}"
+        if now == was:
+            return None
+        if now not in targets:
+            return f"ends where nobody asked: from {before} to {after}"
+        return None if frozenset(after.isr) == now else f"ends before all are in sync: from {before} to {after}"
+
+
 class Watch:
     """`problems` says what was wrong and when, each beginning with the checker's name."""
 
@@ -33,10 +62,11 @@ class Watch:
         self._image_at: dict[int, tuple[int, MetadataImage]] = {}  # Metadata offset: first seen where, and what.
         self._latest = MetadataImage()
         self._partitions: tuple[MetadataImage, list[tuple[TopicPartition, Partition]]] = (self._latest, [])  # Of that image.
-        self._marks: dict[tuple[int, TopicPartition], tuple[Node, object, int]] = {}
+        self._marks: dict[tuple[int, TopicPartition], tuple[Node, Log, int]] = {}
         self._committed: dict[tuple[TopicPartition, uuid.UUID], int] = {}  # The highest mark of any node.
         self._small: dict[TopicPartition, tuple[int, int]] = {}
         self._controllers: dict[int, int] = {}
+        self.moves = Moves()
         cluster.on_image = self.image_seen
 
     def _complain(self, checker: str, problem: str) -> None:
@@ -89,7 +119,15 @@ class Watch:
             self._complain("epochs", f"an epoch of {name} went back from {before} to {after}")
         if after.leader_epoch == before.leader_epoch and after.leader != before.leader:
             self._complain("two leaders", f"{name} has leaders {before.leader} and {after.leader} in leader epoch {after.leader_epoch}")
-        if after.partition_epoch == before.partition_epoch + 1 and after.leader not in (-1, before.leader) and after.leader not in before.isr:
+        if after.partition_epoch != before.partition_epoch + 1:
+            return  # What lies between was not seen.
+        problem = self.moves.problem(name, before, after)
+        if problem is not None:
+            self._complain("reassignment", f"{name} {problem}")
+        # What ends a reassignment admits the last replica and may let it lead at once.
+        has_ended = (before.adding or before.removing) and not (after.adding or after.removing)
+        candidates = {*before.isr, *(after.isr if has_ended else ())}
+        if after.leader not in (-1, before.leader) and after.leader not in candidates:
             self._complain("elected from outside", f"{name} got leader {after.leader}, and its ISR was {before.isr}")
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -121,8 +159,9 @@ class Watch:
                 mark = node.broker.replicas.high_watermark(name)
             except ApiError:
                 continue
-            known, known_id, before = self._marks.get((node_id, name), (node, log.topic_id, -1))
-            if known is node and known_id == log.topic_id and mark < before:
+            # Another log is that of another topic of the name, or of a replica that was taken away and brought back.
+            known, known_log, before = self._marks.get((node_id, name), (node, log, -1))
+            if known is node and known_log is log and mark < before:
                 self._complain("high watermark moved back", f"of {name} on node {node_id}, from {before} to {mark}")
             committed = self._committed[name, log.topic_id] = max(mark, self._committed.get((name, log.topic_id), 0))
             if node.logs.cleaned_offsets.get(name, 0) > committed:  # A mark may be lower after a restart.
@@ -131,7 +170,7 @@ class Watch:
                 )
             if mark > log.log_end_offset:
                 self._complain("high watermark beyond the log", f"of {name} on node {node_id}: {mark}, the log ends at {log.log_end_offset}")
-            self._marks[node_id, name] = (node, log.topic_id, mark)
+            self._marks[node_id, name] = (node, log, mark)
 
     def _led(self) -> list[tuple[TopicPartition, Partition]]:
         """The partitions of the newest image whose leaders run."""
@@ -186,10 +225,17 @@ class Watch:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def check_end(self) -> None:
-        """Below the smallest high watermark all replicas are the same: byte for byte, of compacted topics record by record."""
+        """Below the smallest high watermark all replicas are the same, byte for byte (of compacted topics record by record).
+
+        And nobody else has any.
+        """
         for topic in self._latest.topics.values():
             for number, partition in topic.partitions.items():
-                await self._compare_replicas(TopicPartition(topic.name, number), partition.replicas)
+                name = TopicPartition(topic.name, number)
+                await self._compare_replicas(name, partition.replicas)
+                for node_id, node in self._cluster.nodes.items():
+                    if node_id not in partition.replicas and node.logs is not None and node.logs.get(name) is not None:
+                        self._complain("replica left over", f"{name} on {node_id}, its replicas are {partition.replicas}")
 
     async def _compare_replicas(self, name: TopicPartition, replicas: tuple[int, ...]) -> None:
         ends: list[int] = []

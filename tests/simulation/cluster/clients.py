@@ -221,6 +221,7 @@ class Producer(Client):
         self.partition = partition
         self.acks = acks
         self.idempotent = idempotent
+        self.acknowledged = 0  # Batches.
         self._producer: tuple[int, int] | None = None
         self._sequence = 0
 
@@ -231,6 +232,13 @@ class Producer(Client):
                 await self.pause()
                 continue
             await self._send_one()
+            await self.pause()
+
+    async def send_until_acknowledged(self) -> None:
+        """Until the partition takes one batch again."""
+        while not self.acknowledged:
+            if (not self.idempotent or self._producer is not None) or await self._init_producer():
+                await self._send_one()
             await self.pause()
 
     async def _init_producer(self) -> bool:
@@ -260,6 +268,7 @@ class Producer(Client):
             for value in values
         ]
         outcome, offset = await self._settle(self._batch(values))
+        self.acknowledged += outcome == "ok"
         for index, operation in enumerate(operations):
             self.recorder.end(operation, outcome, **({"offset": offset + index} if offset >= 0 else {}))
         if self.idempotent:

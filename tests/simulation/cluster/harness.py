@@ -42,6 +42,8 @@ SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
     "log.cleaner.min.cleanable.ratio": "0.2",
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.session.timeout.ms": "6000",
+    "leader.replication.throttled.rate": "100000",
+    "follower.replication.throttled.rate": "100000",
 }
 
 

@@ -17,6 +17,7 @@ from raftlog.broker.lifecycle import BrokerLifecycle
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.replicas import ReplicaManager
 from raftlog.core.controller import brokers, elections, partitions, producers
+from raftlog.core.controller.assignments import Assignment
 from raftlog.core.coordinators.consumer_group import ConsumerGroup
 from raftlog.core.coordinators.group import Group
 from raftlog.core.coordinators.reconciliation import Reconciliation
@@ -357,6 +358,44 @@ def snapshot_misses_configs() -> Any:
         return (value for value in right(self) if not isinstance(r.decode(value), r.ConfigRecord))
 
     return _around(Controller, "take_snapshot", wrong)
+
+
+# --- reassignments ----------------------------------------------------------------------------------------------------
+
+
+@_mutant("a reassignment ends when it begins, and its new replicas are taken for in sync")
+def reassignment_ends_too_soon() -> Any:
+    def wrong(assignment: Assignment, isr: Any) -> Any:
+        if not (assignment.adding or assignment.removing):
+            return None
+        replicas = tuple(node_id for node_id in assignment.replicas if node_id not in assignment.removing)
+        return Assignment(replicas), replicas
+
+    return mock.patch.object(elections, "completed", wrong)
+
+
+@_mutant("the high watermark goes on waiting for a replica that was taken out")
+def removed_replica_counts() -> Any:
+    gone: dict[Partition, set[int]] = {}
+
+    def become(right: Any, self: Partition, image: Any, **kwargs: Any) -> Change:
+        known = set(self.leading.replicas) if self.leading is not None else set()
+        gone[self] = (gone.get(self, set()) | known) - set(image.replicas)
+        changed: Change = right(self, image, **kwargs)
+        return changed
+
+    def advance(right: Any, self: Partition, **kwargs: Any) -> bool:
+        return False if gone.get(self) else bool(right(self, **kwargs))
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_around(Partition, "become", become))
+    stack.enter_context(_around(Partition, "advance_high_watermark", advance))
+    return stack
+
+
+@_mutant("a broker keeps a replica that was taken from it")
+def removed_replica_stays() -> Any:
+    return mock.patch.object(ReplicaManager, "_remove", lambda self, partition, changes: None)
 
 
 # --- the quorum -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ FAULT_S_MIN: Final = 0.3
 FAULT_S_MAX: Final = 8.0
 PAUSE_S_MAX: Final = 3.5
 STORM_SHARE: Final = 0.7  # Of the seeds: several faults overlap.
+MOVES_SHARE: Final = 0.5  # Of the seeds: partitions are reassigned.
 OPERATIONS_UNTIL_CRASH_MAX: Final = 60
 JUMP_MS_MAX: Final = 3_600_000
 DRIFT_MAX: Final = 0.02
@@ -47,6 +48,7 @@ class Plan:
     until_s: float
     drifts: tuple[float, ...]
     faults: tuple[Fault, ...]
+    moves: bool = False  # Whether partitions are reassigned meanwhile.
 
 
 class Tempo:
@@ -134,4 +136,6 @@ def plan(seed: int, *, until_s: float = FAULTS_UNTIL_S) -> Plan:
         for_s = chance.uniform(FAULT_S_MIN, PAUSE_S_MAX if kind.startswith("pause") else FAULT_S_MAX)
         faults.append(Fault(round(at_s, 3), kind, round(for_s, 3), struck, round(measure, 6)))
         at_s += for_s * (chance.random() * 0.5 if overlapping else 1.0)
-    return Plan(seed, nodes, voters, until_s, drifts, tuple(faults))
+    # Of a source of its own: so the faults of a seed stay what they were without it.
+    moves = random.Random(f"{seed} moves").random() < MOVES_SHARE
+    return Plan(seed, nodes, voters, until_s, drifts, tuple(faults), moves)

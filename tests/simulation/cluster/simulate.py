@@ -25,6 +25,7 @@ from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.nemesis import Nemesis
 from tests.simulation.cluster.probes import AlterPartitionProbe
 from tests.simulation.cluster.readers import STAMPED, STAMPED_CONFIGS, NearConsumer, StampedConsumer
+from tests.simulation.cluster.reassigner import Reassigner
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S, Plan, Tempo, plan
 from tests.simulation.cluster.tables import CONFIGS as TABLE_CONFIGS
 from tests.simulation.cluster.tables import TOPIC as TABLE
@@ -102,7 +103,8 @@ class _Life:
             cluster.start(node_id)
         await cluster.wait_until_ready()
         admin = Admin(*self._client("admin"))
-        await admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3, configs={"min.insync.replicas": "2"})
+        throttled = {"leader.replication.throttled.replicas": "*", "follower.replication.throttled.replicas": "*"} if self._plan.moves else {}
+        await admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3, configs={"min.insync.replicas": "2", **throttled})
         await admin.create_topic(STAMPED, partitions=1, replicas=3, configs=STAMPED_CONFIGS)
         until_s = loop.time() + self._plan.until_s
         self._tempo.begin(loop.time())
@@ -110,13 +112,18 @@ class _Life:
         churn = TopicChurn(*self._client("churn"))
         watching = loop.create_task(watch.run())
         configurer = Configurer(*self._client("configurer"), topic=TOPIC, node_id=1, port=cluster.bootstrap_ports()[0])
-        await asyncio.gather(self._nemesis.run(), churn.run(until_s=until_s), configurer.run(until_s=until_s), *self._workload(until_s))
+        movers = self._movers(watch)
+        others = [churn.run(until_s=until_s), configurer.run(until_s=until_s), *(mover.run(until_s=until_s) for mover in movers)]
+        await asyncio.gather(self._nemesis.run(), *others, *self._workload(until_s))
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
         finals += [self._near_consumer(partition) for partition in range(PARTITIONS)]
         finals.append(StampedConsumer(*self._client("final"), topic=STAMPED, partition=0))
         table = TableReader(*self._client("final"), ledger=self._ledger)
         async with asyncio.timeout(RECOVERY_S_MAX):
             await cluster.wait_until_whole()
+            for mover in movers:
+                await mover.finish()
+            await asyncio.gather(*(self._write_once(partition) for partition in range(PARTITIONS)))
             await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
             await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end(), table.read_to_end())
         watching.cancel()
@@ -167,6 +174,15 @@ class _Life:
         consumer = NearConsumer(*self._client("near"), topic=TOPIC, partition=partition, rack=rack)
         self._near.append(consumer)
         return consumer
+
+    async def _write_once(self, partition: int) -> None:
+        await Producer(*self._client("last"), topic=TOPIC, partition=partition, acks=-1, idempotent=True).send_until_acknowledged()
+
+    def _movers(self, watch: Watch) -> list[Reassigner]:
+        if not self._plan.moves:
+            return []
+        moved = [TopicPartition(TOPIC, partition) for partition in range(PARTITIONS)] + [TopicPartition("__consumer_offsets", 0)]
+        return [Reassigner(self._cluster, watch.moves, self._client("mover"), partitions=moved)]
 
     def _client(self, kind: str) -> tuple[str, Any, Any, Recorder, random.Random, _Oracle, Tempo]:
         self._client_count += 1
