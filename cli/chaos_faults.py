@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .chaos_cluster import ChaosCluster
 from .chaos_links import CONTROLLER, KINDS, REPLICATION, Slowness
+from .chaos_moves import Moves
 from .chaos_namespaces import CLIENTS, CLIENTS_NODE, Namespaces
 from .chaos_scenario import Step
 from .chaos_timeline import Timeline
@@ -16,8 +17,10 @@ from .chaos_watch import TopicView, TopicWatch
 from .errors import CliError
 
 IN_SYNC_TIMEOUT_S: Final = 60.0
+MOVED_TIMEOUT_S: Final = 90.0
 KNOWN_TIMEOUT_S: Final = 20.0  # How long to wait for a leader or a controller to choose.
 NETWORK_LANE: Final = "network"
+MOVES_LANE: Final = "partitions"
 
 
 class Faults:
@@ -34,10 +37,11 @@ class Faults:
         pump: Callable[[float], None],
         replace_clients: Callable[[], None],
         elect: Callable[[], None],
+        moves: Moves,
     ) -> None:
         self.cluster, self.watch, self.timeline = cluster, watch, timeline
         self._chance, self._say, self._pump = chance, say, pump
-        self._replace_clients, self._elect = replace_clients, elect
+        self._replace_clients, self._elect, self._moves = replace_clients, elect, moves
         self._chosen: list[int] = []
         self._actions: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "kill": self._kill,
@@ -52,6 +56,9 @@ class Faults:
             "damage": self._damage,
             "rolling_restart": lambda _: self._rolling_restart(),
             "elect": lambda _: self._elect_preferred(),
+            "reassign": self._reassign,
+            "take_back": lambda _: self._take_back(),
+            "wait_moved": lambda arguments: self._wait_moved(float(arguments.get("timeout_s", MOVED_TIMEOUT_S))),
             "kill_clients": lambda _: self._kill_clients(),
             "wait": lambda arguments: self.wait_in_sync(float(arguments.get("timeout_s", IN_SYNC_TIMEOUT_S))),
         }
@@ -253,6 +260,22 @@ class Faults:
     def _elect_preferred(self) -> None:
         self._elect()
         self._say("asked for the election of all preferred leaders")
+
+    def _reassign(self, arguments: Mapping[str, Any]) -> None:
+        throttle = arguments.get("throttle_bytes_per_s")
+        targets = self._moves.begin(throttle_bytes_per_s=throttle)
+        self.timeline.finish(lane=MOVES_LANE)
+        self.timeline.begin(MOVES_LANE, "reassign", "partitions move")
+        bound = "" if throttle is None else f", at {throttle} bytes/s at most"
+        self._say(f"all partitions are to move{bound}: " + ", ".join(f"{index} to {to}" for index, to in targets.items()))
+
+    def _take_back(self) -> None:
+        self._say(f"took back the moves of {self._moves.take_back()} partitions")
+
+    def _wait_moved(self, timeout_s: float) -> None:
+        self._moves.wait_until_done(timeout_s=timeout_s)
+        self.timeline.finish(lane=MOVES_LANE)
+        self._say("no partition moves any more, and all are where they should be")
 
     def _kill_clients(self) -> None:
         self._replace_clients()

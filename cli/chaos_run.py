@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .chaos_cluster import ChaosCluster
 from .chaos_faults import Faults
 from .chaos_fleet import Fleet
 from .chaos_history import Tail
+from .chaos_moves import Moves
 from .chaos_scenario import Scenario
 from .chaos_timeline import NS_PER_S, Resumption, Timeline
 from .chaos_watch import TopicWatch
-from .errors import CliError
+from .errors import CliError, Unreachable
 from .session import Session, parse_servers
 
 if TYPE_CHECKING:
+    from raftlog.protocol.messages import Fields
     from raftlog.testing.histories import Verdict
 
     from .chaos_view import ChaosView
@@ -39,7 +41,7 @@ IN_SYNC_WITHIN_S: Final = 60.0
 CALM_S: Final = 2.0
 ELECT_LEADERS: Final = 43
 PREFERRED: Final = 0
-ELECTION_TIMEOUT_MS: Final = 10_000
+ADMIN_TIMEOUT_MS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class ChaosRun:
                 pump=self.pump,
                 replace_clients=self.fleet.replace_all,
                 elect=self._elect_preferred,
+                moves=Moves(self.topic, nodes=list(self.cluster.nodes), ask=self._ask, pump=self.pump, chance=random.Random(options.seed)),
             )
 
     def _all_brokers_known(self) -> bool:
@@ -178,13 +181,19 @@ class ChaosRun:
 
     def _elect_preferred(self) -> None:
         # Asked over the wire: confluent-kafka 2.16's elect_leaders raises a SystemError.
+        self._ask(ELECT_LEADERS, {"election_type": PREFERRED, "topic_partitions": None, "timeout": ADMIN_TIMEOUT_MS})
+
+    def _ask(self, api_key: int, request: Mapping[str, Any]) -> Fields:
+        """Put a request to a node that runs. Raises CliError."""
         from .wire import WireClient
 
         assert self.cluster is not None
-        request = {"election_type": PREFERRED, "topic_partitions": None, "timeout": ELECTION_TIMEOUT_MS}
-        address = next(address for node_id, address in self.cluster.addresses.items() if self.cluster.is_running(node_id))
-        with WireClient(*address, timeout_s=2 * ELECTION_TIMEOUT_MS / 1000) as client:
-            client.request(ELECT_LEADERS, request)
+        able = (node_id for node_id in self.cluster.nodes if self.cluster.is_running(node_id) and node_id not in self.cluster.paused)
+        node_id = next(able, None)
+        if node_id is None:
+            raise Unreachable("no node runs")
+        with WireClient(*self.cluster.addresses[node_id], timeout_s=2 * ADMIN_TIMEOUT_MS / 1000) as client:
+            return client.request(api_key, request)
 
     # --- during ---
 

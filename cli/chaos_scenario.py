@@ -39,10 +39,13 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = {
     "damage": frozenset({"nodes"}),
     "rolling_restart": frozenset(),
     "elect": frozenset(),
+    "reassign": frozenset({"throttle_bytes_per_s"}),
+    "take_back": frozenset(),
+    "wait_moved": frozenset({"timeout_s"}),
     "kill_clients": frozenset(),
     "wait": frozenset({"timeout_s"}),
 }
-CURES: Final = frozenset({"start", "resume", "heal", "elect", "wait"})
+CURES: Final = frozenset({"start", "resume", "heal", "elect", "wait", "wait_moved"})
 NEEDS_NODES: Final = frozenset({"kill", "stop", "pause", "cut", "fill_disk", "damage"})
 ISOLATING: Final = frozenset({"pause", "cut", "slow"})
 

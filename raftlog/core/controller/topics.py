@@ -263,20 +263,24 @@ def decide_delete_topics(image: MetadataImage, request: Any, *, settings: Settin
     asked: list[tuple[TopicName | None, TopicId]] = [(name, none) for name in request.topic_names or ()]
     asked += [(topic.name, topic.topic_id) for topic in request.topics or ()]
     counts = Counter(asked)
-    records: list[r.MetadataRecord] = []
-    deleted: set[TopicId] = set()
+    by_name: dict[TopicId, Topic] = {}
+    by_id: dict[TopicId, Topic] = {}
     results = []
     for name, topic_id in dict.fromkeys(asked):
         try:
             topic = _to_delete(image, name, topic_id, repeated=counts[name, topic_id] > 1)
-            if topic.topic_id in deleted:
-                raise InvalidRequest("The provided topic name maps to an ID that was already supplied.")
         except ApiError as error:
             results.append({"name": name, "topic_id": topic_id, **_failure(error)})
             continue
-        deleted.add(topic.topic_id)
-        records.append(r.RemoveTopicRecord(topic_id=topic.topic_id))
-        results.append({"name": topic.name, "topic_id": topic.topic_id, "error_code": ErrorCode.none, "error_message": None})
+        (by_id if name is None else by_name)[topic.topic_id] = topic
+    records: list[r.MetadataRecord] = []
+    for topic in {**by_id, **by_name}.values():
+        result = {"name": topic.name, "topic_id": topic.topic_id, "error_code": ErrorCode.none, "error_message": None}
+        if topic.topic_id in by_id and topic.topic_id in by_name:  # Asked for twice, if not in the same way: as a duplicate, it stays.
+            result |= _failure(InvalidRequest("The provided topic name maps to an ID that was already supplied."))
+        else:
+            records.append(r.RemoveTopicRecord(topic_id=topic.topic_id))
+        results.append(result)
     return Decision(records, {"responses": results})
 
 

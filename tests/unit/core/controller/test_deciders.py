@@ -296,7 +296,7 @@ class TestTopics:
 
         assert codes((None, topic_id)) == [ErrorCode.none]
         assert codes(("t", NO_ID)) == [ErrorCode.none]
-        assert codes(("t", NO_ID), (None, topic_id)) == [ErrorCode.none, ErrorCode.invalid_request]
+        assert codes(("t", NO_ID), (None, topic_id)) == [ErrorCode.invalid_request], "by name and by id: once refused, and it stays"
         assert codes((None, uuid.UUID(int=9)), (None, NO_ID), ("t", topic_id)) == [
             ErrorCode.unknown_topic_id,
             ErrorCode.invalid_request,
