@@ -16,3 +16,9 @@ prepare_environment() {  # prepare_environment EXTRA...: install raftlog with th
     touch "$stamp"
   fi
 }
+
+prepare_streams_environment() {  # the stream processors of the tests, in an environment of their own inside the other one
+  if ! (VENV_DIRECTORY="${VENV_DIRECTORY:-$PWD/.venv}/streams" && prepare_environment streams); then
+    echo "the stream processors could not be installed: their tests are skipped" >&2
+  fi
+}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Node:
     node_id: int
     port: int
     directory: Path
+    metrics_port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -69,20 +71,26 @@ class Node:
 
 
 class LocalCluster:
-    """Nodes 1 to `count` in a directory, each broker and controller. A context manager that stops them and cleans up."""
+    """Nodes 1 to `count` in a directory, each broker and controller. A context manager that stops them and cleans up.
 
-    def __init__(self, count: int = 3, *, directory: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+    In the values of `settings`, {node} stands for each node's id. With `metrics` each serves its figures.
+    """
+
+    def __init__(self, count: int = 3, *, directory: Path | None = None, settings: Mapping[str, str] | None = None, metrics: bool = False) -> None:
         self.temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="raftlog-")) if directory is None else directory
-        ports = free_ports(2 * count)
-        self.nodes = {i: Node(i, ports[i - 1], self.directory / f"node-{i}") for i in range(1, count + 1)}
+        ports = free_ports(3 * count)
+        self.nodes = {i: Node(i, ports[i - 1], self.directory / f"node-{i}", ports[2 * count + i - 1]) for i in range(1, count + 1)}
         voters = ",".join(f"{i}@{HOST}:{ports[count + i - 1]}" for i in self.nodes)
         replicas = str(min(3, count))
         more = {"offsets.topic.replication.factor": replicas, "default.replication.factor": replicas, **(settings or {})}
         cluster_id = new_kafka_id()
         for node in self.nodes.values():
             data = node.directory / DATA_DIRECTORY
-            pairs = node_settings(node_id=node.node_id, voters=voters, listener=node.address, data=data, more=more)
+            own = {name: value.replace("{node}", str(node.node_id)) for name, value in more.items()}
+            if metrics:
+                own["metrics.listener"] = f"{HOST}:{node.metrics_port}"
+            pairs = node_settings(node_id=node.node_id, voters=voters, listener=node.address, data=data, more=own)
             write_properties(node.config, pairs, heading=f"Node {node.node_id}.")
             prepare_data_directory(data, cluster_id=cluster_id, node_id=node.node_id)
 
@@ -169,6 +177,12 @@ class LocalCluster:
         """Partitions of a topic whose ISR lacks a replica."""
         partitions = [item for found in self.metadata(topic=topic).topics for item in found.partitions]
         return sum(len(item.isr_nodes) < len(item.replica_nodes) for item in partitions)
+
+    def figure(self, node_id: int, name: str) -> float:
+        """One of a node's figures, as it serves them with `metrics`. Raises KeyError when there is none of this name."""
+        with urllib.request.urlopen(f"http://{HOST}:{self.nodes[node_id].metrics_port}/metrics", timeout=REQUEST_TIMEOUT_S) as answer:
+            lines = [line.split() for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return float({line[0]: line[-1] for line in lines}[name])
 
     def controller(self) -> int:
         """The active controller's node id, -1 while there is none."""
