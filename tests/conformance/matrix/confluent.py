@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import confluent_kafka
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, ElectionType, KafkaException, Producer, TopicCollection, TopicPartition
@@ -16,6 +16,7 @@ from .client import Client, Member, Place, Record, Refused
 from .members import ConfluentMember, Membership
 from .outcome import WAIT_S, Failure, NotOffered
 
+ELECTION_TIMEOUT_MS: Final = 5000  # The request may wait for a controller that died. (`request_timeout` is broken here: SystemError.)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -238,6 +239,7 @@ class Confluent(Client):
     @refusing
     def elect_leader(self, place: Place, kind: str) -> None:
         kinds = {"preferred": ElectionType.PREFERRED, "unclean": ElectionType.UNCLEAN}
-        for error in self._admin.elect_leaders(kinds[kind], [TopicPartition(*place)]).result(WAIT_S).values():
+        admin = AdminClient(self._settings(socket_timeout_ms=ELECTION_TIMEOUT_MS))
+        for error in admin.elect_leaders(kinds[kind], [TopicPartition(*place)]).result(WAIT_S).values():
             if error is not None and "ELECTION_NOT_NEEDED" not in str(error):
                 raise Refused(str(error))
