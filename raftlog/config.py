@@ -221,6 +221,9 @@ class Settings:
     log_flush_interval_messages: int = setting(
         9223372036854775807, mode=CLUSTER_WIDE, type=LONG, doc="Records after which a partition is fsynced.", minimum=1
     )
+    log_segment_delete_delay_ms: int = setting(
+        60000, mode=CLUSTER_WIDE, type=LONG, doc="How long the files of a segment that was deleted stay on the disk.", minimum=0
+    )
     log_flush_interval_ms: int | None = setting(
         None, mode=CLUSTER_WIDE, type=LONG, doc="Longest that records wait to be fsynced; log.flush.scheduler.interval.ms when unset.", minimum=0
     )

@@ -95,6 +95,7 @@ class TopicConfig:
     compression_zstd_level: int = of("compression.zstd.level", doc="The level of compression.type zstd.")
     max_message_bytes: int = of("message.max.bytes", doc="Largest batch that is accepted, in bytes.")
     flush_messages: int = of("log.flush.interval.messages", doc="Records after which a partition is fsynced.")
+    file_delete_delay_ms: int = of("log.segment.delete.delay.ms", doc="How long the files of a segment that retention deleted stay on the disk.")
     flush_ms: int = of("log.flush.interval.ms", Synonym("log.flush.scheduler.interval.ms"), doc="Longest that records wait to be fsynced.")
     min_insync_replicas: int = of("min.insync.replicas", doc="Members the ISR must have for acks=all.")
     unclean_leader_election_enable: bool = of("unclean.leader.election.enable", doc="Let a replica outside the ISR lead; loses data.")

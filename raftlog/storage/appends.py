@@ -88,6 +88,8 @@ class LogAppends(LogReads):
         # recovery points must not stay ahead of it.
         self.on_rolled: Callable[[TopicPartition], None] | None = None
         self.on_cut: Callable[[TopicPartition], None] | None = None
+        # Told of a segment whose files have the ending `.deleted`, and in how many ms they are to go.
+        self.on_deleted: Callable[[Segment, int], None] | None = None
         self.on_start_moved: Callable[[], None] | None = None  # The log begins later now.
         self._handles = handles
         self._clock = clock

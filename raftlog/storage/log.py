@@ -159,13 +159,20 @@ class Log(LogAppends):
         position, base_offset = segment.locate(offset)
         return position, offset if base_offset is None else min(base_offset, offset)
 
-    def _drop(self, place: int) -> None:
+    def _drop(self, place: int, *, later: bool = False) -> None:
+        """Take a segment out. `later`: where somebody sees to it, its files go after `file.delete.delay.ms`."""
         segment = self._segments.pop(place)
         del self._bases[place]
         if segment in self._read_lately:
             self._read_lately.remove(segment)
         self._drop_snapshot(segment.base_offset)
-        segment.remove()
+        if not later or self.on_deleted is None:
+            segment.remove()
+            return
+        segment.close()
+        segment.enter(DELETED)
+        segment.is_removed = True
+        self.on_deleted(segment, self.config.file_delete_delay_ms)
 
     def _drop_snapshot(self, offset: Offset) -> None:
         if offset in self._snapshot_offsets:
@@ -267,7 +274,7 @@ class Log(LogAppends):
         try:
             self.discard_swap()
             for _ in range(count):
-                self._drop(0)
+                self._drop(0, later=True)
         except StorageError as error:
             raise KafkaStorageError(str(error)) from error
         self._cuts += 1  # A cold read of what went starts again.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import re
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from itertools import count
 from typing import Any, Final
 
 from raftlog.config import Settings
@@ -17,6 +19,7 @@ from raftlog.storage import checkpoints
 from raftlog.storage.checkpoints import MetaProperties
 from raftlog.storage.handles import OpenFiles
 from raftlog.storage.log import Log
+from raftlog.storage.segment import Segment
 from raftlog.topic_config import TopicConfig
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ class LogManager:
         self._cleaned_offsets: dict[TopicPartition, Offset] = {}
         self._written: dict[str, dict[TopicPartition, Offset]] = {}  # The checkpoints as they are on disk.
         self._to_flush: set[TopicPartition] = set()
+        self._to_remove: list[tuple[int, int, Segment]] = []  # A heap by when, in monotonic ms.
+        self._removal_numbers = count()
         self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unlock: Callable[[], None] | None = None
@@ -163,6 +168,7 @@ class LogManager:
     def _add(self, log: Log) -> None:
         log.on_rolled = self._rolled
         log.on_cut = self._cut
+        log.on_deleted = self._deleted
         log.on_start_moved = self._work.set
         self._logs[log.topic_partition] = log
 
@@ -270,6 +276,19 @@ class LogManager:
             self._cleaned_offsets[name] = min(self._cleaned_offsets[name], self._logs[name].log_end_offset)
         self._work.set()
 
+    def _deleted(self, segment: Segment, delay_ms: int) -> None:
+        due_ms = self._environment.clock.monotonic_ms() + delay_ms
+        heapq.heappush(self._to_remove, (due_ms, next(self._removal_numbers), segment))
+
+    async def _remove_due(self) -> None:
+        """Remove the files of segments that were deleted long enough ago; those still there at a stop go at the next start."""
+        while self._to_remove and self._to_remove[0][0] <= self._environment.clock.monotonic_ms():
+            segment = heapq.heappop(self._to_remove)[2]
+            try:
+                await segment.remove_later()
+            except StorageError as error:
+                logger.warning("the files of a deleted segment stay until the next start: %s", error)
+
     async def _maintain(self) -> None:
         """Flush rolled segments, keep the checkpoints up to date, forget idle producers."""
         interval_s = self._settings.log_flush_offset_checkpoint_interval_ms / 1000
@@ -299,10 +318,11 @@ class LogManager:
             logger.error("%s is not flushed: %s", log.directory, error)
 
     async def _flush_regularly(self) -> None:
-        """Bring records to disk that have waited for their topic's `flush.ms`."""
+        """Bring records to disk that have waited for their topic's `flush.ms`; remove files that have waited to go."""
         pause_ms = FLUSH_LOOK_MS
         while True:
             await asyncio.sleep(pause_ms / 1000)
+            await self._remove_due()
             pause_ms = FLUSH_LOOK_MS
             for log in list(self._logs.values()):
                 pause_ms = min(pause_ms, max(log.config.flush_ms, FLUSH_LOOK_MS_MIN))

@@ -153,6 +153,44 @@ def test_records_that_waited_for_flush_ms_are_flushed(tmp_path: Path, monkeypatc
     run(main())
 
 
+def test_files_of_deleted_segments_stay_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_manager, "FLUSH_LOOK_MS", 10)
+    config = config_of(segment_bytes=1024, retention_bytes=0, file_delete_delay_ms=500)
+
+    def endings() -> list[str]:
+        return sorted(path.name[20:] for path in (tmp_path / str(NAME)).iterdir() if path.name.startswith("0" * 20))
+
+    async def main() -> None:
+        async with opened(tmp_path) as manager:
+            clock = cast(ManualClock, manager._environment.clock)
+            log = manager.create(NAME, TOPIC_ID, config)
+            for _ in range(30):
+                log.append_as_leader(batch(b"x" * 100), leader_epoch=1, now_ms=T0)
+            assert log.delete_old_segments(T0, 30) > 2
+            assert log.size_bytes < 2048
+            assert endings() == [".index.deleted", ".log.deleted", ".timeindex.deleted"]
+            deleted = list((tmp_path / str(NAME)).glob("*.log.deleted"))
+            clock.now_ms += 499
+            await manager._remove_due()
+            assert all(path.exists() for path in deleted)
+            clock.now_ms += 1
+            await eventually(lambda: not any(path.exists() for path in deleted))
+            assert log.delete_old_segments(T0, 30) == 0
+            log.reconfigure(config_of(segment_bytes=1024, retention_bytes=0, file_delete_delay_ms=10**9))
+            for _ in range(30):
+                log.append_as_leader(batch(b"x" * 100), leader_epoch=1, now_ms=T0)
+            assert log.delete_old_segments(T0, 60) > 2
+
+    async def again() -> None:
+        assert list((tmp_path / str(NAME)).glob("*.log.deleted"))
+        async with opened(tmp_path) as manager:
+            assert not list((tmp_path / str(NAME)).glob("*.deleted"))
+            assert manager.logs[NAME].log_end_offset == 60
+
+    run(main())
+    run(again())
+
+
 def test_meta_properties(tmp_path: Path) -> None:
     async def scenario() -> uuid.UUID:
         async with opened(tmp_path) as manager:
