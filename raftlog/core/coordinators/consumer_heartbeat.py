@@ -149,7 +149,9 @@ def due_members(group: ConsumerGroup, now_ms: int) -> Sequence[str]:
     late = [key for key, due_ms in group.deadlines.due_ms.items() if due_ms <= now_ms]
     members = []
     for kind, member_id in late:
-        if kind is Deadline.REBALANCE and group.members[member_id].current.state is not MemberState.UNREVOKED:
+        member = group.members[member_id]
+        is_over = kind is Deadline.REBALANCE and member.current.state is not MemberState.UNREVOKED
+        if is_over or (kind in (Deadline.JOIN, Deadline.SYNC) and not member.is_classic):
             group.deadlines.cancel(kind, member_id)
         elif member_id not in members:
             members.append(member_id)

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,7 @@ from raftlog.errors import (
 )
 from raftlog.ids import GROUP_METADATA_TOPIC, TopicPartition
 from raftlog.protocol.batches import parse_header, patch
+from raftlog.testing.virtual_time import run
 
 PARTITIONS = 4
 GROUP = "grp"
@@ -208,3 +209,12 @@ class Broker1:
         stored = await self.groups.fetch_offsets(GROUP, require_stable=require_stable)
         value = stored.get((topic, 0))
         return None if value is None else value.offset
+
+
+def virtually(scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run a scenario under virtual time."""
+
+    async def main() -> None:
+        await scenario()
+
+    run(main())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from coordinator_fakes import GROUP, Broker1, MemoryReplicas, image
+from coordinator_fakes import GROUP, Broker1, MemoryReplicas, image, virtually
 
 from raftlog.broker.group_gates import WAIT_MS_MAX, GroupGates
 from raftlog.core.coordinators.consumer_events import HeartbeatReply, HeartbeatRequest
@@ -32,7 +31,6 @@ from raftlog.errors import (
     UnsupportedVersion,
 )
 from raftlog.ids import GROUP_METADATA_TOPIC
-from raftlog.testing.virtual_time import run
 
 
 def with_topics(**counts: int) -> MetadataImage:
@@ -56,13 +54,6 @@ async def beat(one: Broker1, member_id: str, epoch: int = 0, owned: Any = None, 
     known = {"topics": ("t",), "rebalance_timeout_ms": 30_000, "owned": {}} if epoch == 0 else {"owned": owned}
     said = known | said
     return await one.groups.consumer_heartbeat(GROUP, HeartbeatRequest(member_id=member_id, member_epoch=epoch, **said))
-
-
-def virtually(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await scenario()
-
-    run(main())
 
 
 def sizes(*replies: HeartbeatReply) -> list[int]:

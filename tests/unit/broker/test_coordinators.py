@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 
 import pytest
-from coordinator_fakes import GROUP, HOME, Broker1, image
+from coordinator_fakes import GROUP, HOME, Broker1, image, virtually
 
 from raftlog.broker.coordinator_log import WRITE_TIMEOUT_MS
 from raftlog.broker.coordinators import CoordinatorNode, partition_of_group
@@ -26,14 +25,6 @@ from raftlog.errors import (
     RebalanceInProgress,
 )
 from raftlog.ids import GROUP_METADATA_TOPIC
-from raftlog.testing.virtual_time import run
-
-
-def virtually(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await scenario()
-
-    run(main())
 
 
 def test_groups_have_the_partitions_that_java_gives_them():

@@ -23,6 +23,7 @@ from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import API_VERSIONS_BROKER, ApiKey
 from raftlog.protocol.messages import Fields, decode_response, encode_request
 from raftlog.protocol.messages import parse_request_header as parse_header
+from raftlog.server.handlers.consumer_groups import ConsumerGroupHandlers
 from raftlog.server.handlers.groups import GROUP_OPERATIONS, GroupHandlers
 from raftlog.server.router import Router
 from raftlog.testing.virtual_time import run
@@ -39,6 +40,8 @@ KEYS = (
     ApiKey.LIST_GROUPS,
     ApiKey.DESCRIBE_GROUPS,
     ApiKey.DELETE_GROUPS,
+    ApiKey.CONSUMER_GROUP_HEARTBEAT,
+    ApiKey.CONSUMER_GROUP_DESCRIBE,
 )
 TOPIC_ID = uuid.UUID(int=4711)
 PROTOCOLS = ({"name": "range", "metadata": b"\0\0\0\0\0\x01\0\x01t"}, {"name": "sticky", "metadata": b"\0\0\0\0\0\x01\0\x01t"})
@@ -63,8 +66,10 @@ class Client:
         object.__setattr__(start_image, "topics", start_image.topics.changed({"t": topic}))
         object.__setattr__(start_image, "topic_names", start_image.topic_names.changed({TOPIC_ID: "t"}))
         self.broker = Broker1(start_image=start_image, **settings)
+        object.__setattr__(start_image, "features", {"group.version": 1})
         handlers = GroupHandlers(coordinators=self.broker.groups, metadata=self.broker.metadata)
-        self.router = Router(handlers.handlers(), {}, API_VERSIONS_BROKER)
+        consumers = ConsumerGroupHandlers(coordinators=self.broker.groups, metadata=self.broker.metadata)
+        self.router = Router({**handlers.handlers(), **consumers.handlers()}, {}, API_VERSIONS_BROKER)
         self.connection: Any = SimpleNamespace(peer="127.0.0.1:5555")
 
     async def ask(self, key: ApiKey, version: int, /, **fields: Any) -> Fields:
@@ -389,5 +394,58 @@ def test_a_client_that_goes_away_while_it_waits_costs_nobody_anything():
         again = await client.join(9, joined.member_id)
         assert (again.generation_id, len(again.members)) == (2, 2)
         assert (await client.sync(again)).error_code == 0
+
+    with_client(scenario)
+
+
+@each_version(ApiKey.CONSUMER_GROUP_HEARTBEAT)
+def test_consumer_group_heartbeat(key: ApiKey, version: int) -> None:
+    async def scenario(client: Client) -> None:
+        said = {"group_id": GROUP, "member_epoch": 0, "rebalance_timeout": 30_000, "subscribed_topic_names": ["t"], "topic_partitions": ()}
+        joined = await client.ask(key, version, member_id="m" if version >= 1 else "", **said)
+        assert (joined.error_code, joined.member_epoch, joined.heartbeat_interval) == (ErrorCode.none, 1, 5000)
+        assert [(topic.topic_id, topic.partitions) for topic in joined.assignment.topic_partitions] == [(TOPIC_ID, (0, 1))]
+        beat = {"group_id": GROUP, "member_id": joined.member_id, "topic_partitions": None}
+        again = await client.ask(key, version, member_epoch=1, **beat)
+        assert (again.error_code, again.assignment) == (ErrorCode.none, None)
+        fenced = await client.ask(key, version, member_epoch=9, **beat)
+        assert fenced.error_code == ErrorCode.fenced_member_epoch and "greater member epoch (9)" in fenced.error_message
+        refused = await client.ask(key, version, member_id="x", server_assignor="none", **said)
+        assert refused.error_code == ErrorCode.unsupported_assignor
+        left = await client.ask(key, version, member_epoch=-1, **beat)
+        assert (left.error_code, left.member_epoch) == (ErrorCode.none, -1)
+        if version >= 1:
+            bad = await client.ask(key, version, member_id="x", subscribed_topic_regex="(", **said)
+            assert bad.error_code == ErrorCode.invalid_regular_expression
+
+    with_client(scenario)
+
+
+@each_version(ApiKey.CONSUMER_GROUP_DESCRIBE)
+def test_consumer_group_describe(key: ApiKey, version: int) -> None:
+    async def scenario(client: Client) -> None:
+        said = {"member_epoch": 0, "rebalance_timeout": 30_000, "subscribed_topic_names": ["t"], "topic_partitions": (), "rack_id": "r"}
+        await client.ask(ApiKey.CONSUMER_GROUP_HEARTBEAT, 1, group_id=GROUP, member_id="m", instance_id="i", **said)
+        answer = await client.ask(key, version, group_ids=[GROUP, "unknown", ""], include_authorized_operations=True)
+        found, unknown, empty = answer.groups
+        assert (found.group_state, found.group_epoch, found.assignment_epoch, found.assignor_name) == ("Stable", 1, 1, "uniform")
+        assert found.authorized_operations == GROUP_OPERATIONS
+        (member,) = found.members
+        assert (member.member_id, member.instance_id, member.rack_id, member.member_epoch) == ("m", "i", "r", 1)
+        assert (member.client_id, member.client_host, member.subscribed_topic_names) == ("client", "/127.0.0.1", ("t",))
+        for assignment in (member.assignment, member.target_assignment):
+            assert [(topic.topic_id, topic.topic_name, topic.partitions) for topic in assignment.topic_partitions] == [(TOPIC_ID, "t", (0, 1))]
+        if version >= 1:
+            assert member.member_type == 1
+        assert (unknown.error_code, unknown.group_id) == (ErrorCode.group_id_not_found, "unknown")
+        assert empty.error_code in (ErrorCode.invalid_group_id, ErrorCode.not_coordinator)
+
+        old = await client.ask(ApiKey.DESCRIBE_GROUPS, 5, groups=[GROUP])
+        assert (old.groups[0].error_code, old.groups[0].group_state) == (ErrorCode.none, "Dead"), "to an old client it is not there"
+        new = await client.ask(ApiKey.DESCRIBE_GROUPS, 6, groups=[GROUP])
+        assert new.groups[0].error_code == ErrorCode.group_id_not_found and "is not a classic group" in new.groups[0].error_message
+        listed = await client.ask(ApiKey.LIST_GROUPS, 5, states_filter=["STABLE"], types_filter=["Consumer"])
+        assert [(group.group_id, group.group_state, group.group_type) for group in listed.groups] == [(GROUP, "Stable", "Consumer")]
+        assert (await client.ask(ApiKey.LIST_GROUPS, 5, types_filter=["classic"])).groups == ()
 
     with_client(scenario)
