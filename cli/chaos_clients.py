@@ -53,6 +53,7 @@ class Spec:
     rate_per_s: float = 50.0
     acks: str = "all"
     idempotent: bool = True
+    protocol: str = "classic"  # Of its group: classic, or consumer (KIP-848).
     commits: bool = True  # Whether the final reads include the group's offsets.
 
     def to_json(self) -> str:
@@ -214,9 +215,8 @@ def join(spec: Spec, stop: Stop) -> int:
         positions.clear()
         recorder.reposition()
 
-    consumer = Consumer(
-        client_settings(spec) | {"group.id": spec.group, "enable.auto.commit": False, "auto.offset.reset": "earliest", "session.timeout.ms": 6000}
-    )
+    own: dict[str, Any] = {"group.protocol": "consumer"} if spec.protocol == "consumer" else {"session.timeout.ms": 6000}
+    consumer = Consumer(client_settings(spec) | {"group.id": spec.group, "enable.auto.commit": False, "auto.offset.reset": "earliest"} | own)
     consumer.subscribe([spec.topic], on_assign=moved, on_revoke=moved, on_lost=moved)
     due_s = time.monotonic()
     while not stop:

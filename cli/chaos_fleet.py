@@ -18,6 +18,7 @@ LIBRDKAFKA: Final = "librdkafka"
 AIOKAFKA: Final = "aiokafka"
 GROUP: Final = "chaos-readers"
 NUMBERS_PER_CLIENT: Final = 1000  # A producer that had to be replaced within its process takes the next of its numbers.
+CONSUMER_PROTOCOL: Final = "consumer"  # KIP-848's: a group of its own.
 STOP_TIMEOUT_S: Final = FLUSH_TIMEOUT_S + 15.0
 FINAL_GRACE_S: Final = 20.0
 POLL_S: Final = 0.05
@@ -33,6 +34,7 @@ class ClientKind:
     share: float = 0.0
     acks: str = "all"
     idempotent: bool = True
+    protocol: str = "classic"  # Of its group.
 
 
 KINDS: Final = (
@@ -45,8 +47,15 @@ KINDS: Final = (
     ClientKind("member", LIBRDKAFKA, "rd-member-1"),
     ClientKind("member", LIBRDKAFKA, "rd-member-2"),
     ClientKind("observer", LIBRDKAFKA, "rd-observer"),
+    ClientKind("member", LIBRDKAFKA, "rd-consumer-1", protocol=CONSUMER_PROTOCOL),
+    ClientKind("member", LIBRDKAFKA, "rd-consumer-2", protocol=CONSUMER_PROTOCOL),
+    ClientKind("observer", LIBRDKAFKA, "rd-consumer-observer", protocol=CONSUMER_PROTOCOL),
 )
-FINAL_KINDS: Final = (ClientKind("final", LIBRDKAFKA, "rd-final"), ClientKind("final", AIOKAFKA, "aio-final"))
+FINAL_KINDS: Final = (
+    ClientKind("final", LIBRDKAFKA, "rd-final"),
+    ClientKind("final", LIBRDKAFKA, "rd-consumer-final", protocol=CONSUMER_PROTOCOL),
+    ClientKind("final", AIOKAFKA, "aio-final"),
+)
 
 
 def has_aiokafka() -> bool:
@@ -114,6 +123,8 @@ class Fleet:
         spec = dataclasses.replace(
             self._base,
             role=kind.role,
+            group=GROUP if kind.protocol != CONSUMER_PROTOCOL else f"{GROUP}-{CONSUMER_PROTOCOL}",
+            protocol=kind.protocol,
             library=kind.library,
             name=name,
             number=self._count * NUMBERS_PER_CLIENT,

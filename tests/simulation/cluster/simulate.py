@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import uuid
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -210,6 +211,10 @@ class _Oracle:
                     highest = max(highest, node.broker.replicas.high_watermark(name))
         self._marks[name] = highest
         return highest
+
+    def topic_id(self, topic: str) -> uuid.UUID | None:
+        known = self._cluster.newest.topics.get(topic)
+        return None if known is None else known.topic_id
 
     def epoch_at(self, port: int, topic: str, partition: int) -> int:
         node = self._cluster.nodes.get(self._cluster.node_at(port))
