@@ -20,7 +20,7 @@ from raftlog.core.replication.leader import LeaderState
 from raftlog.core.replication.readers import nearest_replica
 from raftlog.core.replication.throttle import Throttle
 from raftlog.environment import Clock
-from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, StorageError, UnsupportedCompressionType
+from raftlog.errors import ApiError, ErrorCode, KafkaStorageError, NotLeaderOrFollower, OffsetOutOfRange, StorageError, UnsupportedCompressionType
 from raftlog.ids import NO_LEADER_EPOCH, NO_NODE, TopicId, TopicName
 
 OK: Final = ErrorCode.none
@@ -50,6 +50,7 @@ class FetchService:
         self._on_storage_error = on_storage_error
         self._tasks: set[asyncio.Task[None]] = set()
         self.purgatory = FetchPurgatory()
+        self.is_cut_off: Callable[[], bool] = lambda: False  # Whether this broker may have been deposed without hearing of it.
 
     async def close(self) -> None:
         """Answer all that are parked; wait for reads under way."""
@@ -288,6 +289,14 @@ class FetchService:
             self._on_storage_error(error)
             return Fetched(KafkaStorageError.code)
         leader_id, leader_epoch = NO_NODE, NO_LEADER_EPOCH
+        if error.code == OffsetOutOfRange.code and self._may_exist_elsewhere(target):
+            # A client that was told it is out of range would go back to the beginning, or skip to the end.
+            return Fetched(NotLeaderOrFollower.code)
         if error.code in _HINTED:
             leader_id, leader_epoch = self._hosted.leader_of_topic(target.topic, target.partition)
         return Fetched(error.code, leader_id=leader_id, leader_epoch=leader_epoch)
+
+    def _may_exist_elsewhere(self, target: FetchTarget) -> bool:
+        """Whether what lies beyond this log's end may lie in that of a leader which this broker, being cut off, has not heard of."""
+        partition = self._hosted.by_topic(target.topic).get(target.partition)
+        return partition is not None and target.fetch_offset > partition.log.log_end_offset and self.is_cut_off()

@@ -29,6 +29,7 @@ NO_BROKER_EPOCH: Final[BrokerEpoch] = -1
 
 FENCED_PAUSE_MS: Final = 20  # Between heartbeats while this broker waits to be unfenced or to be let go.
 LEAVING_SILENCE_MS_MAX: Final = 2000  # No active controller for so long: it is not worth waiting for one. Above an election's time.
+CUT_OFF_HEARTBEATS: Final = 2  # A heartbeat is answered at once; one that is late may be the network's fault.
 RETRY_PAUSE_MS_MIN: Final = 50  # After a refused registration or heartbeat; doubles up to the maximum.
 RETRY_PAUSE_MS_MAX: Final = 1000
 
@@ -124,6 +125,11 @@ class BrokerLifecycle:
         """The active controller changed: the new one gets a heartbeat at once, so that it too sees this connection close."""
         self._channel.controller_is(node_id)
         self._wake.set()
+
+    def is_cut_off(self) -> bool:
+        """Whether no controller has answered for CUT_OFF_HEARTBEATS intervals: others may have been elected in this broker's place."""
+        silence_ms = self._environment.clock.monotonic_ms() - self._answered_ms
+        return self.state in (State.RUNNING, State.FENCED) and silence_ms > CUT_OFF_HEARTBEATS * self._settings.broker_heartbeat_interval_ms
 
     async def leave(self, *, timeout_ms: int) -> bool:
         """Controlled shutdown: the controller moves leadership away. Whether it let this broker go within `timeout_ms`.

@@ -99,6 +99,10 @@ class ReplicaManager:
         self.cleaner = LogCleaner(environment, settings, logs, stable_offset=self._stable_offset, on_storage_error=self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def doubt_when(self, is_cut_off: Callable[[], bool]) -> None:
+        """While that holds, an offset beyond a log's end is not out of range: another leader may have it."""
+        self._fetches.is_cut_off = is_cut_off
+
     def start(self) -> None:
         """Begin the timers (high-watermark checkpoint, ISR shrink, retention) and the cleaner."""
         settings = self._settings

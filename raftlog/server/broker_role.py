@@ -130,6 +130,7 @@ class BrokerRole:
             endpoints=self._advertised(),
             features=BROKER_FEATURES,
         )
+        self.replicas.doubt_when(self.lifecycle.is_cut_off)
 
     async def join(self) -> None:
         """Pass the gates in their order: metadata, registration, catching up to it, replicas, being unfenced; then serve.

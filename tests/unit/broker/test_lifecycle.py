@@ -107,6 +107,29 @@ def test_registers_then_is_unfenced_once_it_is_ready() -> None:
     run(main())
 
 
+def test_a_broker_without_an_answer_for_two_heartbeats_holds_itself_for_cut_off() -> None:
+    async def main() -> None:
+        controller = Controller()
+        broker = lifecycle(controller)
+        broker.start()
+        await broker.wait_until_registered()
+        broker.ready_to_serve()
+        await broker.wait_until_unfenced()
+        await asyncio.sleep(9)
+        assert not broker.is_cut_off()
+        controller.codes = [ErrorCode.not_controller] * 1000
+        await asyncio.sleep(2.5)
+        assert not broker.is_cut_off()
+        await asyncio.sleep(2.5)
+        assert broker.is_cut_off() and broker.state is State.RUNNING
+        controller.codes.clear()
+        await asyncio.sleep(2)
+        assert not broker.is_cut_off()
+        await broker.close()
+
+    run(main())
+
+
 def test_a_lost_connection_is_answered_with_a_heartbeat_at_once() -> None:
     async def main() -> None:
         controller = Controller()

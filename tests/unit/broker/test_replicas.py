@@ -250,6 +250,21 @@ def test_errors_of_fetches(tmp_path: pathlib.Path) -> None:
     asyncio.run(main())
 
 
+def test_a_leader_that_is_cut_off_does_not_send_consumers_back_to_the_beginning(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+            controller.create_topic("t", (1,))
+            broker.manager.append(T0, batch("a"), acks=1, timeout_ms=0)
+            assert fetch_one(broker, CONSUMER, target(2)).error_code == ErrorCode.offset_out_of_range
+            broker.manager.doubt_when(lambda: True)
+            beyond = fetch_one(broker, CONSUMER, target(2))
+            assert beyond.error_code == ErrorCode.not_leader_or_follower and beyond.leader_id == -1, "and itself is no hint"
+            assert fetch_one(broker, CONSUMER, target(-1)).error_code == ErrorCode.offset_out_of_range, "what is deleted is so everywhere"
+            assert values_of(fetch_one(broker, CONSUMER, target(0)).records) == ["a"]
+
+    asyncio.run(main())
+
+
 def test_a_diverging_follower_is_told_where_and_not_counted(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):
