@@ -11,13 +11,15 @@ The map of this tree. Imports go downward only; what is marked PURE decides with
                   router.py (request to handler), handlers/ (one family of APIs per file), metrics.py
     dump.py       what is in a data directory's files, for `raftlog log dump`
     broker/       what a broker does: replicas.py (partitions it hosts), fetchers.py (following), coordinators.py (groups),
-                  metadata.py (the image it sees), channel.py (to the controller), lifecycle.py (registration, heartbeats)
+                  metadata.py (the image it sees), channel.py (to the controller), lifecycle.py (registration, heartbeats),
+                  dynamic_settings.py (settings that change at run time)
     quorum/       the metadata log's consensus: quorum.py (its face), raft.py, journal.py; controller.py decides on top of it
     network/      sockets: connection.py (server's end), peers.py (client's end), listener.py
     storage/      disk: log.py (one partition), segment.py, indexes.py, manager.py (all of a node), files.py (the only opener)
-    core/         PURE decisions: metadata/ (records, image), controller/, replication/, coordinators/, log/
+    core/         PURE decisions: metadata/ (records, image), controller/, replication/, coordinators/, log/, telemetry/
     protocol/     PURE bytes to values: messages.py (any API), produce.py and fetch.py (packed by hand), batches.py (records)
     config.py     a node's settings           topic_config.py   a topic's           config_types.py   what a config is
+                  client_metrics_config.py   what clients are asked to push
     environment.py  clock, chance, disk and network as arguments
     ids.py        nouns                       errors.py         exceptions, each with its Kafka error code
 """
