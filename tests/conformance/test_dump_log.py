@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,7 @@ from raftlog.core.coordinators.records import CoordinatorRecord, OffsetKey, Offs
 from raftlog.environment import SystemClock
 from raftlog.ids import TopicPartition
 from raftlog.protocol.batches import Compression, Record, encode_batch
+from raftlog.storage.cleaning import LogCleaning, assess
 from raftlog.storage.files import OsFiles
 from raftlog.storage.log import Log
 from raftlog.topic_config import TopicConfig
@@ -47,15 +49,19 @@ T0 = 1_700_000_000_000
 BATCHES = 60
 
 
-def write_log(directory: Path) -> int:
-    """A log of three segments with every compression, headers, nulls and an idempotent producer; how many records it has."""
+def new_log(directory: Path, **changes: Any) -> Log:
     settings = load(
         overrides={"node.id": "1", "controller.quorum.voters": "1@127.0.0.1:2", "listeners": "PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2"}
     )
-    config = dataclasses.replace(TopicConfig.resolve(settings, {}), segment_bytes=8000, index_interval_bytes=500)
-    log = Log.create(
+    config = dataclasses.replace(TopicConfig.resolve(settings, {}), segment_bytes=8000, index_interval_bytes=500, **changes)
+    return Log.create(
         OsFiles(), str(directory), topic_partition=TopicPartition("flights", 0), topic_id=uuid.UUID(int=4711), config=config, clock=SystemClock()
     )
+
+
+def write_log(directory: Path) -> int:
+    """A log of three segments with every compression, headers, nulls and an idempotent producer; how many records it has."""
+    log = new_log(directory)
     sequence = 0
     for number in range(BATCHES):
         records = [
@@ -69,21 +75,58 @@ def write_log(directory: Path) -> int:
     return sequence
 
 
-def test_kafka_dump_log_reads_everything(tmp_path: Path) -> None:
+def dump_log(directory: Path) -> str:
+    """What kafka-dump-log says of all segments, indexes and snapshots in a directory."""
     classpath = os.environ.get("KAFKA_CLASSPATH")
     if shutil.which("java") is None or not classpath:
         pytest.skip("kafka-dump-log is not here: needs java and KAFKA_CLASSPATH")
-    directory = tmp_path / "flights-0"
-    count = write_log(directory)
     files = sorted(str(path) for path in directory.glob("0*"))
-    assert sum(name.endswith(".log") for name in files) == 3
     command = ["java", "-cp", classpath, "kafka.tools.DumpLogSegments", "--files", ",".join(files), "--deep-iteration", "--print-data-log"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall("isvalid: true", done.stdout)) == BATCHES
-    assert len(re.findall(r"^\| offset:", done.stdout, re.MULTILINE)) == count
-    assert "producerId: 42 producerEpoch: 1 coordinatorEpoch: -1" in done.stdout
-    assert not re.search("mismatch|corrupt|invalid|non-consecutive|not found", done.stdout, re.IGNORECASE)
+    assert not re.search("mismatch|corrupt|invalid|not found", done.stdout, re.IGNORECASE), done.stdout
+    return done.stdout
+
+
+def test_kafka_dump_log_reads_everything(tmp_path: Path) -> None:
+    directory = tmp_path / "flights-0"
+    count = write_log(directory)
+    assert len(list(directory.glob("0*.log"))) == 3
+    said = dump_log(directory)
+    assert len(re.findall("isvalid: true", said)) == BATCHES
+    assert len(re.findall(r"^\| offset:", said, re.MULTILINE)) == count
+    assert "producerId: 42 producerEpoch: 1 coordinatorEpoch: -1" in said
+    assert "non-consecutive" not in said
+
+
+class NoPace:
+    async def spend(self, size_bytes: int) -> None: ...
+
+
+def test_kafka_dump_log_reads_what_compaction_leaves(tmp_path: Path) -> None:
+    """Batches with gaps, empty ones and tombstones with their delete horizon, of every compression."""
+    log = new_log(tmp_path / "flights-0", cleanup_policy=("compact",))
+    for number in range(BATCHES):
+        records = [
+            Record(0, T0 + number, b"key-%d" % (number * delta % 17), None if delta == 2 else b"value %d " % number * 20) for delta in range(4)
+        ]
+        producer = {"producer_id": 42, "producer_epoch": 1, "base_sequence": number * 4} if number < 20 else {}
+        log.append_as_leader(encode_batch(records, compression=Compression(number % 5), **producer), leader_epoch=number // 20, now_ms=T0)
+
+    async def clean() -> None:
+        dirt = await assess(log, cleaned_offset=0, stable_offset=log.log_end_offset, now_ms=T0)
+        await LogCleaning(log, dirt, files=OsFiles(), clock=SystemClock(), pace=NoPace(), map_bytes_max=1 << 20).run()
+        await log.close()
+
+    asyncio.run(clean())
+    said = dump_log(tmp_path / "flights-0")
+    batches = re.findall(
+        r"^baseOffset: (\d+) lastOffset: (\d+) count: (\d+) .*?deleteHorizonMs: (\S+) .*?compresscodec: (\w+) .*isvalid: (\w+)$", said, re.MULTILINE
+    )
+    assert {valid for *_, valid in batches} == {"true"}
+    assert len({codec for *_, codec, _ in batches}) == 5
+    assert any(count == "0" for _, _, count, *_ in batches) and any(horizon.startswith("OptionalLong[") for *_, horizon, _, _ in batches)
+    assert len(batches) < BATCHES
 
 
 def group_records() -> list[CoordinatorRecord]:
