@@ -378,18 +378,29 @@ class Log(LogAppends):
         elif not self._are_names_synced:
             await files.sync_directory_later(self.directory)  # Else the replacement has done it.
         if not self._is_identity_synced:
-            await self._sync_identity()
+            await self.sync_identity()
+            await self._handles.files.sync_directory_later(self.directory.rpartition("/")[0] or ".")
+            self.identity_is_synced()
         if before == (self._cuts, self._active):
             self._are_names_synced = True
 
-    async def _sync_identity(self) -> None:
+    async def sync_identity(self) -> None:
+        """Bring partition.metadata and its name to disk; the name of the directory is left to the caller. Raises StorageError."""
         file = self._handles.files.open(f"{self.directory}/{checkpoints.PARTITION_METADATA}")
         try:
             await file.sync_later()
         finally:
             file.close()
-        await self._handles.files.sync_directory_later(self.directory.rpartition("/")[0] or ".")
+        await self._handles.files.sync_directory_later(self.directory)
+
+    def identity_is_synced(self) -> None:
+        """The directory's name is on disk as well."""
         self._is_identity_synced = True
+
+    @property
+    def has_identity_on_disk(self) -> bool:
+        """Whether a loss of power leaves the topic id, without which nobody knows whose the log is."""
+        return self._is_identity_synced
 
     def _unflushed(self) -> list[Segment]:
         """From the segment that ends at the recovery point or holds it: when it was sealed, its time index got one more entry."""

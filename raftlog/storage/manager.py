@@ -8,7 +8,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 from raftlog.config import Settings
@@ -29,6 +29,7 @@ FLUSH_LOOK_MS_MIN: Final = 10
 DELETED_SUFFIX: Final = "-delete"
 STRAY_SUFFIX: Final = "-stray"
 FILE_NAME_CHARACTERS_MAX: Final = 255
+IDENTIFIED_AT_ONCE_MAX: Final = 32  # New logs whose ids are synced before rolled segments and checkpoints have their turn again.
 _NO_TOPIC_ID: Final = TopicId(int=0)
 _PARTITION_DIRECTORY: Final = re.compile(r"([a-zA-Z0-9._-]+)-(\d+)")
 
@@ -51,6 +52,7 @@ class LogManager:
         self._to_flush: set[TopicPartition] = set()
         self._to_remove: list[tuple[int, int, Segment]] = []  # A heap by when, in monotonic ms.
         self._removal_numbers = count()
+        self._to_identify: dict[TopicPartition, None] = {}  # New ones, whose topic ids are not on disk.
         self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unlock: Callable[[], None] | None = None
@@ -188,6 +190,8 @@ class LogManager:
                 log.reconfigure(config)
                 if log.topic_id != topic_id:
                     log.adopt(topic_id)
+                    self._to_identify[topic_partition] = None
+                    self._work.set()
                 return log
             self._forget_earlier(topic_partition)
             log = Log.create(
@@ -202,6 +206,8 @@ class LogManager:
         except StorageError as error:
             raise KafkaStorageError(str(error)) from error
         self._add(log)
+        self._to_identify[topic_partition] = None
+        self._work.set()
         return log
 
     def delete(self, topic_partition: TopicPartition) -> None:
@@ -302,8 +308,32 @@ class LogManager:
             await self._flush_rolled()
             try:
                 await self._checkpoint_logs()
+                await self._identify_new()
             except StorageError as error:
                 logger.error("checkpoints are not up to date: %s", error)
+
+    async def _identify_new(self) -> None:
+        """Bring the topic ids of new logs to disk, some at a time: after a loss of power a log without one is set aside as a stray."""
+        names = list(islice(self._to_identify, IDENTIFIED_AT_ONCE_MAX))
+        identified = []
+        for name in names:
+            del self._to_identify[name]
+            log = self._logs.get(name)
+            if log is None or log.has_identity_on_disk:
+                continue
+            try:
+                await log.sync_identity()
+            except StorageError:
+                if log is self._logs.get(name):  # Else it was deleted meanwhile.
+                    raise
+                continue
+            identified.append(log)
+        if identified:
+            await self._files.sync_directory_later(self.directory)
+            for log in identified:
+                log.identity_is_synced()
+        if self._to_identify:
+            self._work.set()
 
     async def _flush_rolled(self) -> None:
         while self._to_flush:

@@ -39,7 +39,6 @@ from raftlog.quorum.states import CommittedBatch
 from raftlog.quorum.voter import Voter
 from raftlog.storage import loading, segment
 from raftlog.storage.scanning import Scan
-from raftlog.storage.segment import Segment
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S
 from tests.simulation.cluster.shrink import checkers_of
 from tests.simulation.cluster.simulate import simulate
@@ -446,24 +445,6 @@ def compaction_forgets_producers() -> Any:
 @_mutant("the cleaner goes beyond the high watermark")
 def compaction_beyond_the_mark() -> Any:
     return mock.patch.object(ReplicaManager, "_stable_offset", lambda self, name: self._logs.logs[name].log_end_offset)
-
-
-@_mutant("a compacted segment takes its place before it is on the disk")
-def compacted_segment_not_synced() -> Any:
-    async def wrong(right: Any, self: Segment) -> None:
-        if not self.stage:
-            await right(self)
-
-    return _around(Segment, "sync_all", wrong)
-
-
-@_mutant("what a crash left of a compaction is thrown away, though it has replaced its segments already")
-def swap_thrown_away() -> Any:
-    async def wrong(self: loading.Loader, base_offset: int, names: list[str]) -> None:
-        for suffix in loading.SEGMENT_SUFFIXES:
-            self.handles.files.remove(f"{self.directory}/{segment.file_name(base_offset, suffix)}{segment.SWAP}")
-
-    return mock.patch.object(loading.Loader, "_finish_swap", wrong)
 
 
 def _last_offsets_of_nobody(self: ProducerStates) -> dict[int, int]:

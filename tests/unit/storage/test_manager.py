@@ -21,6 +21,7 @@ from raftlog.storage import manager as storage_manager
 from raftlog.storage.checkpoints import MetaProperties
 from raftlog.storage.files import OsFiles
 from raftlog.storage.manager import LogManager
+from raftlog.testing.memory_files import MemoryFiles
 
 CLUSTER = "flights-cluster"
 CONFIG = config_of(segment_bytes=1024)
@@ -310,3 +311,24 @@ def test_partition_metadata_is_kafkas() -> None:
     content = checkpoints.format_partition_metadata(topic_id)
     assert content == b"version: 0\ntopic_id: AQIDBAUGBwgJCgsMDQ4PEA"
     assert checkpoints.parse_partition_metadata(content.decode()) == topic_id
+
+
+def test_new_logs_are_known_after_a_power_loss_before_their_first_flush() -> None:
+    async def main() -> None:
+        files = MemoryFiles()
+        environment = Environment(ManualClock(), random.Random(5), files, cast(Network, None))
+        manager = LogManager(environment, settings_for("/data"))
+        await manager.open(CLUSTER, 1)
+        names = [TopicPartition("t", index) for index in range(70)]  # More than have their turn at once.
+        logs = [manager.create(name, TOPIC_ID, CONFIG) for name in names]
+        gone = manager.create(TopicPartition("gone", 0), TOPIC_ID, CONFIG)
+        manager.delete(gone.topic_partition)
+        await eventually(lambda: all(log.has_identity_on_disk for log in logs))
+        manager.abandon()
+        files.crash(random.Random(1))
+        manager = LogManager(environment, settings_for("/data"))
+        await manager.open(CLUSTER, 1)
+        assert {name: log.topic_id for name, log in manager.logs.items()} == dict.fromkeys(names, TOPIC_ID)
+        manager.abandon()
+
+    run(main())
