@@ -46,7 +46,7 @@ def main() -> int:
     asked = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the nodes are stopped, too.
     chosen = [client for client in all_clients() if (client.name in asked.clients if asked.clients else asked.all or not client.is_fetched)]
-    results = table.Results(f"`scripts/conformance --all --write` made this page with three nodes on one machine ({system()}).")
+    results = table.Results(f"Made by `scripts/conformance`, client after client, with three nodes on one machine ({system()}).")
     with tempfile.TemporaryDirectory(prefix="raftlog-clients-") as directory:
         ready = [client for client in chosen if is_prepared(client, Path(directory), results)]
         with running_cluster(3, settings=CLUSTER_SETTINGS, metrics=True) as cluster:

@@ -34,7 +34,7 @@ CONSUMING: Final[Mapping[str, Check]] = {
     "seek": consuming.seeks,
     "pause and resume": consuming.pauses,
     "long poll": consuming.polls_long,
-    "gzip, snappy, lz4, zstd": consuming.compressed,
+    "batches of the codecs it knows": consuming.compressed,
     "after DeleteRecords": consuming.after_deletion,
     "from a follower in its rack": consuming.from_a_follower,
 }
