@@ -140,7 +140,8 @@ def _axis(seconds: float, *, top: float, scale: float) -> Iterator[str]:
     for tick in range(0, int(seconds) + 1, step):
         x = LEFT + tick * scale
         yield f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{top:.0f}' stroke='#ccc' stroke-width='.5'/>"
-        yield f"<text x='{x:.1f}' y='{top + 14:.0f}' text-anchor='middle'>{tick} s</text>"
+        anchor = "middle" if x < WIDTH - GAP else "end"  # The last one must not be cut off.
+        yield f"<text x='{x:.1f}' y='{top + 14:.0f}' text-anchor='{anchor}'>{tick} s</text>"
 
 
 def _key(timeline: Timeline) -> str:
