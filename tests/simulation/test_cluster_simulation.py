@@ -15,8 +15,9 @@ from tests.simulation.cluster.schedule import Fault, Plan
 from tests.simulation.cluster.simulate import live, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = range(1, 241)
+SEEDS = range(1, 201)
 SHORT_S = 12.0
+LIVES_TELLING_MIN = 20
 # Lives in which something was found, cut down to the faults that it took: a seed's plan changes with the kinds of faults.
 REGRESSIONS = {
     "requests that wait for a broker to serve go with their clients": Plan(
@@ -77,7 +78,14 @@ def test_a_life_of_a_cluster(seed: int, lives: dict[int, Future[Lived]]) -> None
     lived = lives[seed].result()
     assert not lived.problems, f"scripts/simulate --seed {seed} --seeds 1 --faults-until {SHORT_S:g}"
     assert lived.sends_acknowledged > 20, f"seed {seed}: too little happened for it to mean anything"
-    assert lived.read_from_followers > 0, f"seed {seed}: no consumer read from a follower"
+
+
+def test_consumers_read_from_followers_in_nearly_all_lives(lives: dict[int, Future[Lived]]) -> None:
+    """A short life may lose its followers at once; that none reads from them would be a blind instrument."""
+    if len(lives) < LIVES_TELLING_MIN:
+        pytest.skip("too few lives were asked for")
+    reading = sum(life.result().read_from_followers > 0 for life in lives.values())
+    assert reading >= 0.8 * len(lives)
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raftlog.errors import ApiError
+from raftlog.errors import ApiError, CorruptMessage
 from raftlog.ids import TopicPartition
 from raftlog.testing import virtual_time
 from raftlog.testing.histories import Verdict, check
@@ -88,6 +88,8 @@ class _Life:
                 await self._live(watch)
         except TimeoutError:
             problems.append(f"no recovery: still busy at {loop.time():.1f} s")
+        except CorruptMessage as error:
+            problems.append(f"corrupt record: at {loop.time():.3f} s {error}")
         verdict = check(self._recorder.operations)
         problems += watch.problems + self._recorder.problems + self._cluster.failures
         problems += [f"{anomaly.kind}: {anomaly.message}" for anomaly in verdict.anomalies]
