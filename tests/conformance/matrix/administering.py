@@ -74,7 +74,7 @@ def lists_and_describes(bench: Bench) -> None:
 def deletes(bench: Bench) -> None:
     topic = bench.topic()
     bench.client.delete_topic(topic)
-    wait_for(lambda: not bench.exists(topic), "the topic to be gone")
+    wait_for(lambda: bench.is_gone(topic), "the topic to be gone")
 
 
 def adds_partitions(bench: Bench) -> None:

@@ -39,7 +39,8 @@ class Bench:
     def __init__(self, client: Client, cluster: LocalCluster) -> None:
         self.client = client
         self.cluster = cluster
-        self.admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0})
+        # Looking at a topic must not make it anew.
+        self.admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0, "allow.auto.create.topics": False})
         self._consumer = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": "reader", "log_level": 0})
         self._producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0, "linger.ms": 1})
 
@@ -55,6 +56,7 @@ class Bench:
         wait_for(
             lambda: len([part for part in self.partitions(name) if part.leader > 0]) == (len(assignment or ()) or partitions), f"leaders of {name}"
         )
+        wait_for(lambda: self.exists(name), f"{name} to be known everywhere")
         return name
 
     def partitions(self, topic: str) -> list[Any]:
@@ -63,7 +65,16 @@ class Bench:
         return [found[number] for number in sorted(found)]
 
     def exists(self, topic: str) -> bool:
-        return topic in self._metadata().topics
+        """Whether every node that runs knows it."""
+        return all(self._known(topic))
+
+    def is_gone(self, topic: str) -> bool:
+        """Whether no node that runs knows it."""
+        return not any(self._known(topic))
+
+    def _known(self, topic: str) -> list[bool]:
+        found = [self.cluster.metadata(node, topic=topic).topics for node in self.cluster.nodes.values() if node.running]
+        return [not topics[0].error_code and all(part.leader_id > 0 for part in topics[0].partitions) for topics in found]
 
     def _metadata(self, *topics: str) -> Any:
         """What one node knows. librdkafka may have asked one that died meanwhile, and waits for it: then another one is asked."""

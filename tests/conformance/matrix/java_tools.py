@@ -77,7 +77,7 @@ def topics(bench: Bench) -> None:
     tools.at("TopicCommand", "--describe", *named, expected=("PartitionCount: 6",))
     tools.at("TopicCommand", "--describe", "--under-replicated-partitions")
     tools.at("TopicCommand", "--delete", *named)
-    wait_for(lambda: not bench.exists(topic), "the topic to be gone")
+    wait_for(lambda: bench.is_gone(topic), "the topic to be gone")
 
 
 def topic_configs(bench: Bench) -> None:
