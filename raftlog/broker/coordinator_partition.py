@@ -199,6 +199,7 @@ class CoordinatorPartition:
         try:
             while after_writes and self._group_writes[group_id]:
                 await self._log.barrier()
+                await asyncio.sleep(0)  # A write may have ended just now, and not be counted off yet: the barrier is open then.
         except BaseException:
             self._turn_over(group_id)
             raise
@@ -255,8 +256,8 @@ class CoordinatorPartition:
         return NotCoordinator(f"this broker does not coordinate the groups of {self.partition}")
 
     def _write_group(self, group: Group, write: Write) -> asyncio.Future[None]:
-        self._group_writes[group.group_id] += 1
         future = self._append([CoordinatorRecord(GroupKey(group.group_id), write.value)])
+        self._group_writes[group.group_id] += 1
         future.add_done_callback(lambda done: self._group_written(group, write, done))
         return future
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from coordinator_fakes import GROUP, Broker1, MemoryReplicas, image, virtually
 
+from raftlog.broker.coordinator_log import CoordinatorLog
 from raftlog.broker.group_gates import WAIT_MS_MAX, GroupGates
 from raftlog.core.coordinators.consumer_events import HeartbeatReply, HeartbeatRequest
 from raftlog.core.coordinators.consumer_group import places_of
@@ -221,6 +222,33 @@ def test_a_classic_group_is_converted_and_back():
         assert await one.groups.leave(GROUP, [LeavingMember(again.member_id, None)]) == [ErrorCode.none]
         assert await one.offset() == 5
         await one.groups.close()
+
+    virtually(scenario)
+
+
+def test_a_member_that_comes_just_as_a_classic_group_is_written_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPatch):
+    rounds = 0
+    barrier = CoordinatorLog.barrier
+
+    async def counted(log: CoordinatorLog) -> None:
+        nonlocal rounds
+        rounds += 1
+        assert rounds < 10, "it waits in a circle, and nobody else on the loop gets on"
+        await barrier(log)
+
+    monkeypatch.setattr(CoordinatorLog, "barrier", counted)
+
+    async def scenario() -> None:
+        one = broker()
+        await one.elected()
+        joined = await one.join((await one.join()).member_id)
+        one.replicas.is_held = True
+        syncing = asyncio.create_task(one.sync(joined, {joined.member_id: encode_assignment({"t": [0, 1, 2, 3]}, version=0)}))
+        await asyncio.sleep(0.1)
+        assert not syncing.done()
+        one.replicas.release()
+        reply = await asyncio.create_task(beat(one, "m1"))  # Its turn begins after the write has ended, in the same round of the loop.
+        assert rounds and (await syncing).error is ErrorCode.none and reply.member_epoch > 0
 
     virtually(scenario)
 
