@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +36,8 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 T = TypeVar("T")
+
+_removals: Final[list[subprocess.Popen[bytes]]] = []  # Kept, so that Python does not complain of those that run.
 
 
 class NodeEnded(CliError):
@@ -100,7 +101,7 @@ class LocalCluster:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
         if self.temporary and kind is None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_later(self.directory)
         elif self.temporary:
             print(f"the nodes' data and logs are kept in {self.directory}", file=sys.stderr)
 
@@ -206,6 +207,11 @@ def wait_until(condition: Callable[[], T], *, what: str, timeout_s: float) -> T:
         if time.monotonic() > deadline_s:
             raise CliError(f"waited {timeout_s:.0f} s in vain for {what}{problem}")
         time.sleep(POLL_S)
+
+
+def remove_later(directory: Path) -> None:
+    """Remove it in a process of its own, for which nobody waits: synced files may take ms each, and there are thousands."""
+    _removals.append(subprocess.Popen(["rm", "-rf", "--", str(directory)], start_new_session=True))
 
 
 def free_ports(count: int) -> list[int]:

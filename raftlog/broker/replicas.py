@@ -84,7 +84,7 @@ class ReplicaManager:
         self._node_id = node_id
         self._on_disk_failure = on_disk_failure
         self._applied_first = False
-        self._disk_failed = False
+        self._disk_failed = self._is_closed = False
         self._hosted = HostedPartitions(node_id)
         self._to_create: dict[TopicPartition, None] = {}  # Assigned to this broker by the latest image, but without a log yet.
         self._creation: asyncio.Task[None] | None = None
@@ -112,14 +112,18 @@ class ReplicaManager:
         self.cleaner.start()
 
     async def close(self) -> None:
-        """Stop fetching and the timers, answer whoever waits, checkpoint the high watermarks. The logs stay open."""
+        """Stop fetching and the timers, answer whoever waits, checkpoint the high watermarks. The logs stay open.
+
+        From now on no image changes what is hosted here, so that the logs can be closed.
+        """
+        self._is_closed = True
         self._to_create.clear()
-        await self.wait_until_created()
+        for task in self._tasks:
+            task.cancel()
+        await self.wait_until_created()  # At most the slice that is being made.
         await self._fetchers.close()
         await self._isr_changes.close()
         await self.cleaner.close()
-        for task in self._tasks:
-            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for partition in self._hosted:
             partition.ack_waits.fail(NotLeaderOrFollower("this broker is stopping"))
@@ -170,7 +174,7 @@ class ReplicaManager:
         """
         first, self._applied_first = not self._applied_first, True
         self._hosted.image = image
-        if self._disk_failed:
+        if self._disk_failed or self._is_closed:
             return
         with self._changing(CREATED_PER_IMAGE_MAX) as changes:
             if first or delta is None:

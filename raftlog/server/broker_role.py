@@ -27,7 +27,7 @@ from raftlog.ids import NodeId
 from raftlog.network.connection import RequestContext, Response
 from raftlog.network.listener import Listener
 from raftlog.protocol.messages import API_VERSIONS_BROKER
-from raftlog.server.closing import close_in_turn
+from raftlog.server.closing import Closing
 from raftlog.server.features import describe_features
 from raftlog.server.handlers.alter_configs import AlterConfigHandlers
 from raftlog.server.handlers.cluster import ClusterHandlers
@@ -167,8 +167,8 @@ class BrokerRole:
         if self.lifecycle is not None and self.is_serving and self._settings.controlled_shutdown_enable:
             await self.lifecycle.leave(timeout_ms=LEAVE_TIMEOUT_MS)
 
-    async def close(self, *, quietly: bool = False) -> None:
-        """Stop serving and stop every part; the logs stay open, for whoever opened them to close. `quietly`: as a crash does."""
+    async def close(self, closing: Closing) -> None:
+        """Stop serving and stop every part; the logs stay open, for whoever opened them to close."""
         steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             *((f"listener {name}", listener.close) for name, listener in self.listeners.items()),
             ("topics on demand", self.auto_topics.close),
@@ -177,11 +177,10 @@ class BrokerRole:
         ]
         if self.lifecycle is not None:
             steps.append(("heartbeats", self.lifecycle.close))
-        await close_in_turn(
+        await closing.take(
             *steps,
             ("heartbeat connection", self._lifecycle_channel.close),
             ("controller connection", self.channel.close),
-            quietly=quietly,
         )
 
     def _started_lifecycle(self) -> BrokerLifecycle:

@@ -18,7 +18,7 @@ from raftlog.protocol.messages import API_VERSIONS_CONTROLLER, ApiKey
 from raftlog.quorum.controller import Controller
 from raftlog.quorum.quorum import RAFT_API_KEY, CommittedBatch, Leadership, Quorum
 from raftlog.quorum.snapshots import BOOTSTRAP_FILE, read_bootstrap_checkpoint, write_bootstrap_checkpoint
-from raftlog.server.closing import close_in_turn
+from raftlog.server.closing import Closing
 from raftlog.server.features import describe_features
 from raftlog.server.handlers.configs import ConfigHandlers
 from raftlog.server.handlers.controller import ControllerHandlers
@@ -88,13 +88,12 @@ class ControllerRole:
             await listener.start()
         await self.quorum.start()
 
-    async def close(self, *, quietly: bool = False) -> None:
-        """Stop deciding, leave the quorum, close the listener. `quietly`: as a crash does."""
-        await close_in_turn(
+    async def close(self, closing: Closing) -> None:
+        """Stop deciding, leave the quorum, close the listener."""
+        await closing.take(
             ("controller", self.controller.close),
             ("quorum", self.quorum.close),
             *((f"listener {name}", listener.close) for name, listener in self.listeners.items()),
-            quietly=quietly,
         )
 
     def _leadership_changed(self, leadership: Leadership) -> None:

@@ -15,13 +15,14 @@ from raftlog.core.metadata.image import MetadataImage
 from raftlog.environment import Environment
 from raftlog.errors import RaftlogError, StorageError
 from raftlog.ids import NO_NODE, NodeId
-from raftlog.server.broker_role import BrokerRole
-from raftlog.server.closing import close_in_turn
+from raftlog.server.broker_role import LEAVE_TIMEOUT_MS, BrokerRole
+from raftlog.server.closing import Closing
 from raftlog.server.controller_role import ControllerRole
 from raftlog.server.metrics import MetricsServer
 from raftlog.storage import checkpoints
 from raftlog.storage.manager import LogManager
 
+PARTS_CLOSE_TIMEOUT_MS: Final = 3_000  # All parts but the logs; with LEAVE_TIMEOUT_MS before it all that a stop may take besides flushing.
 LOGS_CLOSE_TIMEOUT_MS: Final = 600_000  # Thousands of logs may have to reach a slow disk; cut short, all are checked at the next start.
 
 logger = logging.getLogger(__name__)
@@ -148,34 +149,37 @@ class Node:
         """A clean shutdown: leadership is handed over, logs are flushed and marked clean. Bounded in time."""
         self._stopping = True
         if self.broker is not None and not self.failed.done():
-            await close_in_turn(("handing leadership over", self.broker.leave))
-        await self._close_parts(quietly=False)
+            await Closing(timeout_ms=LEAVE_TIMEOUT_MS).take(("handing leadership over", self.broker.leave))
+        await self._close_parts(Closing(timeout_ms=PARTS_CLOSE_TIMEOUT_MS))
         if self.logs is not None:
-            await close_in_turn(("logs", self.logs.close), timeout_ms=LOGS_CLOSE_TIMEOUT_MS)
+            await Closing(timeout_ms=LOGS_CLOSE_TIMEOUT_MS).take(("logs", self.logs.close))
             self.logs.abandon()  # Of what could not be closed.
 
     async def kill(self) -> None:
         """Drop everything without handing over or marking the logs clean, as a crash does."""
         self._stopping = True
-        await self._close_parts(quietly=True)
+        await self._close_parts(Closing(timeout_ms=PARTS_CLOSE_TIMEOUT_MS, quietly=True))
         if self.logs is not None:
             self.logs.abandon()
 
-    async def _close_parts(self, *, quietly: bool) -> None:
+    async def _close_parts(self, closing: Closing) -> None:
+        await closing.take(("joining", self._stop_tasks))
+        if self._metrics is not None:
+            await closing.take(("metrics", self._metrics.close))
+        if self.broker is not None:
+            await self.broker.close(closing)
+        if self.fetcher is not None:
+            await closing.take(("metadata fetcher", self.fetcher.close))
+        if self.controller is not None:
+            await self.controller.close(closing)
+        if not self._ready.done():
+            self._ready.cancel()
+
+    async def _stop_tasks(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._metrics is not None:
-            await close_in_turn(("metrics", self._metrics.close))
-        if self.broker is not None:
-            await self.broker.close(quietly=quietly)
-        if self.fetcher is not None:
-            await close_in_turn(("metadata fetcher", self.fetcher.close))
-        if self.controller is not None:
-            await self.controller.close(quietly=quietly)
-        if not self._ready.done():
-            self._ready.cancel()
 
     async def _join(self) -> None:
         if self.broker is not None:

@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from raftlog.config import Settings
+    from raftlog.server.node import Node
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1  # The node could not start, or could not go on.
@@ -27,6 +29,9 @@ GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 # When `raftlog up` is killed, the kernel tells its nodes once for each of its threads: no second wish of anybody.
 SIGNAL_ECHO_S: Final = 0.5
+
+# Nobody waits any more for what still runs in threads when a node has stopped, such as the look-up of a name: it is left alone then.
+ENDING_TIMEOUT_S: Final = 3.0
 
 logger = logging.getLogger("raftlog")
 
@@ -84,7 +89,8 @@ async def _serve(settings: Settings, cluster_id: str | None) -> int:
         loop.add_signal_handler(number, _on_signal, asked_to_stop, number, asked_s)
     environment = Environment(clock=SystemClock(), random=random.Random(), files=OsFiles(), network=OsNetwork())
     node = Node(settings, environment, cluster_id=cluster_id)
-    await node.start()
+    if not await _start(node, asked_to_stop):
+        return EXIT_OK
     ready = asyncio.ensure_future(node.wait_until_ready())
     ready.add_done_callback(_settle_memory)
     ends: set[asyncio.Future[Any]] = {asked_to_stop, node.failed}
@@ -94,9 +100,35 @@ async def _serve(settings: Settings, cluster_id: str | None) -> int:
         logger.info("stopping on %s", asked_to_stop.result().name)
     await node.stop()
     if node.failed.done():
-        return _complain(node.failed.result(), EXIT_FAILED)
+        return _end_soon(_complain(node.failed.result(), EXIT_FAILED))
     logger.info("stopped")
-    return EXIT_OK
+    return _end_soon(EXIT_OK)
+
+
+async def _start(node: Node, asked_to_stop: asyncio.Future[signal.Signals]) -> bool:
+    """Start it; False when it was told to stop before that was done, and nothing of it runs. Raises RaftlogError."""
+    starting = asyncio.ensure_future(node.start())
+    first: set[asyncio.Future[Any]] = {starting, asked_to_stop}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        return True
+    logger.info("stopping on %s, before it was started", asked_to_stop.result().name)
+    starting.cancel()
+    await asyncio.wait([starting])
+    if not starting.cancelled():
+        starting.result()
+        await node.stop()
+    _end_soon(EXIT_OK)
+    return False
+
+
+def _end_soon(status: int) -> int:
+    """The node has stopped: see to it that the process ends, whatever its threads wait for."""
+    ending = threading.Timer(ENDING_TIMEOUT_S, os._exit, (status,))
+    ending.daemon = True
+    ending.start()
+    return status
 
 
 def _on_signal(asked_to_stop: asyncio.Future[signal.Signals], number: signal.Signals, asked_s: list[float]) -> None:

@@ -261,12 +261,11 @@ class LogManager:
         return renamed
 
     async def _remove_tree(self, directory: str) -> None:
-        """Remove a deleted partition file by file, so that large ones don't hold up the event loop for long."""
+        """Remove a deleted partition file by file, off the event loop: where the disk is told of freed blocks, even a small one takes ms."""
         try:
             await self._files.sync_directory_later(self.directory)
             for name in self._files.list(directory):
-                self._files.remove(f"{directory}/{name}")
-                await asyncio.sleep(0)
+                await self._files.remove_later(f"{directory}/{name}")
             self._files.remove_tree(directory)
         except StorageError as error:
             logger.warning("a deleted partition stays until the next start: %s", error)

@@ -435,6 +435,19 @@ def test_a_topic_deleted_and_created_anew_begins_empty(tmp_path: pathlib.Path) -
     asyncio.run(main())
 
 
+def test_what_is_assigned_to_a_broker_that_stops_gets_no_log_any_more(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+            controller.create_topic("t", (1,))
+            await broker.manager.close()
+            controller.create_topic("late", (1,), topic_id=uuid.UUID(int=700))
+            controller.commit(_remove(TOPIC_ID))
+            await broker.manager.wait_until_created()
+            assert list(broker.logs.logs) == [T0], "else they change while they are closed"
+
+    asyncio.run(main())
+
+
 def test_a_restart_keeps_logs_marks_and_roles_and_sets_strays_aside(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):

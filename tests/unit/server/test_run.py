@@ -24,7 +24,9 @@ def free_port() -> int:
 
 
 class Process:
-    def __init__(self, directory: Path, *arguments: str, more: str = "", prepare: bool = True) -> None:
+    """A node; `before` is Python that its process runs first."""
+
+    def __init__(self, directory: Path, *arguments: str, more: str = "", prepare: bool = True, before: str = "") -> None:
         self.port, controller_port = free_port(), free_port()
         directory.mkdir(exist_ok=True)
         config = directory / "server.properties"
@@ -32,16 +34,21 @@ class Process:
             f"node.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller_port}\nlog.dirs={directory}/data\n"
             f"listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}\n{more}\n"
         )
-        command = [sys.executable, "-m", "raftlog.server", "-c", str(config), *arguments]
+        run_after = f"{before}\nimport sys\nfrom raftlog.server import __main__\nsys.exit(__main__.main())"
+        program = ["-c", run_after] if before else ["-m", "raftlog.server"]
+        command = [sys.executable, *program, "-c", str(config), *arguments]
         self.process = subprocess.Popen(
             [*command, "--cluster-id", CLUSTER_ID] if prepare else command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def wait_until_serving(self) -> None:
+        self.wait_for("broker 1 serves on")
+
+    def wait_for(self, said: str) -> None:
         assert self.process.stderr is not None
         deadline = time.monotonic() + TIMEOUT_S
         for line in self.process.stderr:
-            if "broker 1 serves on" in line:
+            if said in line:
                 return
             assert time.monotonic() < deadline
         raise AssertionError("the process ended")
@@ -74,6 +81,44 @@ def test_it_serves_until_it_is_told_to_stop(directory: Path) -> None:
     status, err = node.end()
     assert status == 0, err
     assert "stopping on SIGTERM" in err
+    assert (directory / "data" / ".kafka_cleanshutdown").exists()
+
+
+HANGING_START = """
+import asyncio, sys
+from raftlog.storage.manager import LogManager
+
+async def recover(self, *_):
+    self._files.make_directory(self.directory)
+    self._unlock = self._files.lock(self._path(".lock"))
+    print("recovering", file=sys.stderr, flush=True)
+    await asyncio.Event().wait()
+
+LogManager.open = recover
+"""
+
+
+def test_it_need_not_have_started_to_be_told_to_stop(directory: Path) -> None:
+    node = Process(directory, before=HANGING_START)
+    node.wait_for("recovering")
+    node.process.send_signal(signal.SIGTERM)
+    status, err = node.end()
+    assert status == 0 and "stopping on SIGTERM, before it was started" in err
+    assert not (directory / "data" / ".kafka_cleanshutdown").exists()
+
+
+BUSY_THREAD = """
+import threading
+threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+def test_no_thread_keeps_it_from_ending(directory: Path) -> None:
+    node = Process(directory, before=BUSY_THREAD)
+    node.wait_until_serving()
+    node.process.send_signal(signal.SIGTERM)
+    status, err = node.end()
+    assert status == 0 and err.rstrip().endswith("stopped")
     assert (directory / "data" / ".kafka_cleanshutdown").exists()
 
 
