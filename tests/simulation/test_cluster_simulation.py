@@ -44,6 +44,14 @@ REGRESSIONS = {
         drifts=(0.012879878127855574, 0.013946312701067724, -0.019412291578657252, -0.010158063785352561),
         faults=(Fault(39.067, "isolate", 7.145, (4,), 0.489927),),
     ),
+    "clocks that jumped are set right: brokers that are slow by hours take no client's records": Plan(
+        seed=12101,
+        nodes=3,
+        voters=3,
+        until_s=8.0,
+        drifts=(0.0, 0.0, 0.0),
+        faults=tuple(Fault(at_s, "clock jump", 1.0, (node_id,), 0.1) for at_s in (4.0, 5.0) for node_id in (1, 2, 3)),
+    ),
 }
 HASH_OF_SEED = f"""
 import logging; logging.disable(logging.CRITICAL)

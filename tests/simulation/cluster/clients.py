@@ -39,7 +39,13 @@ CONNECT_MS_MAX: Final = 2_000
 REQUEST_MS_MAX: Final = 5_000
 PAUSE_MS_MAX: Final = 200
 SURELY_REFUSED: Final = frozenset(
-    {ErrorCode.not_enough_replicas, ErrorCode.unknown_topic_or_partition, ErrorCode.fenced_leader_epoch, ErrorCode.invalid_record}
+    {
+        ErrorCode.not_enough_replicas,
+        ErrorCode.unknown_topic_or_partition,
+        ErrorCode.fenced_leader_epoch,
+        ErrorCode.invalid_record,
+        ErrorCode.invalid_timestamp,
+    }
 )
 
 
@@ -221,6 +227,7 @@ class Producer(Client):
         self.acks = acks
         self.idempotent = idempotent
         self.acknowledged = 0  # Batches.
+        self.error = ErrorCode.none  # Of the answer that came last; unknown_server_error: none came.
         self._producer: tuple[int, int] | None = None
         self._sequence = 0
 
@@ -269,7 +276,8 @@ class Producer(Client):
         outcome, offset = await self._settle(self._batch(values))
         self.acknowledged += outcome == "ok"
         for index, operation in enumerate(operations):
-            self.recorder.end(operation, outcome, **({"offset": offset + index} if offset >= 0 else {}))
+            told = {"offset": offset + index} if offset >= 0 else {"error": self.error.name} if outcome != "ok" else {}
+            self.recorder.end(operation, outcome, **told)
         if self.idempotent:
             if outcome == "ok":
                 self._sequence += len(values)
@@ -297,6 +305,7 @@ class Producer(Client):
                 code, offset = await self._produce(port, batch)
             except PeerUnreachable:
                 code, offset = ErrorCode.unknown_server_error, -1
+            self.error = ErrorCode(code)
             if code == ErrorCode.none:
                 return "ok", offset
             self.forget_leader(self.topic, self.partition)
