@@ -331,8 +331,13 @@ class Producer(Client):
     async def _produce_unanswered(self, port: int, fields: dict[str, Any]) -> tuple[int, int]:
         connection = await self.connection(port)
         request = asyncio.ensure_future(connection.request(ApiKey.PRODUCE, fields, version=VERSION[ApiKey.PRODUCE], timeout_ms=REQUEST_MS_MAX))
-        request.add_done_callback(lambda done: done.cancelled() or done.exception())  # No answer comes, and the connection ends in time.
+        request.add_done_callback(self._unanswered_ended)
         return ErrorCode.none, -1
+
+    def _unanswered_ended(self, request: asyncio.Future[Fields]) -> None:
+        """No answer comes: the connection ends in time, or at once when its broker takes nothing. Then another one may lead."""
+        if not request.cancelled() and request.exception() is not None:
+            self.forget_leader(self.topic, self.partition)
 
 
 class Consumer(Client):
