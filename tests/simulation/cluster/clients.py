@@ -227,7 +227,7 @@ class Producer(Client):
         self.acks = acks
         self.idempotent = idempotent
         self.acknowledged = 0  # Batches.
-        self.error = ErrorCode.none  # Of the answer that came last; unknown_server_error: none came.
+        self.error = ErrorCode.none  # Of the last batch's last answer; unknown_server_error: none came.
         self._producer: tuple[int, int] | None = None
         self._sequence = 0
 
@@ -295,6 +295,7 @@ class Producer(Client):
         """(outcome, offset or -1); a plain producer tries once, so that it makes no duplicates itself."""
         deadline_s = asyncio.get_running_loop().time() + self.insist_ms / 1000
         maybe_happened = False
+        self.error = ErrorCode.unknown_server_error
         while asyncio.get_running_loop().time() < deadline_s:
             try:
                 port = await self.leader_port(self.topic, self.partition)
