@@ -72,11 +72,14 @@ class FrameBuffer:
 
     def next_frame(self) -> memoryview | None:
         """The next whole frame without its length, or None. Raises MalformedFrame for a length that is not allowed."""
-        start = self._start
-        if self._end - start < 4:
+        start, end = self._start, self._end
+        if end - start < 4:
             return None
-        frame_end = self._frame_end()
-        if frame_end > self._end:
+        size: int = FRAME_LENGTH.unpack_from(self._buffer, start)[0]
+        if not 0 <= size <= self._size_bytes_max:
+            raise self._refusal(size)
+        frame_end = start + 4 + size
+        if frame_end > end:
             return None
         self._start = frame_end
         return self._view[start + 4 : frame_end]
@@ -92,8 +95,11 @@ class FrameBuffer:
             return self._start + 4
         size: int = FRAME_LENGTH.unpack_from(self._buffer, self._start)[0]
         if not 0 <= size <= self._size_bytes_max:
-            raise MalformedFrame(f"a frame of {size} bytes; at most {self._size_bytes_max} are allowed")
+            raise self._refusal(size)
         return self._start + 4 + size
+
+    def _refusal(self, size_bytes: int) -> MalformedFrame:
+        return MalformedFrame(f"a frame of {size_bytes} bytes; at most {self._size_bytes_max} are allowed")
 
     def _replace(self, size_bytes: int) -> None:
         """Move what is pending to the start of a buffer of `size_bytes`.

@@ -15,7 +15,16 @@ from struct import error as struct_error
 from typing import Any, Final, NamedTuple
 
 from raftlog.environment import Buffer
-from raftlog.protocol.apis import API_VERSIONS_ALL, API_VERSIONS_BROKER, API_VERSIONS_CONTROLLER, ApiKey, api_name, is_flexible
+from raftlog.protocol.apis import (
+    API_VERSIONS_ALL,
+    API_VERSIONS_BROKER,
+    API_VERSIONS_CONTROLLER,
+    FLEXIBLE_HEADER_FROM,
+    NEVER_FLEXIBLE,
+    ApiKey,
+    api_name,
+    is_flexible,
+)
 from raftlog.protocol.frames import MalformedFrame
 from raftlog.protocol.plans import ITEMS_PER_REQUEST_MAX, ITEMS_UNBOUNDED, Fields, begin_reading, family
 from raftlog.protocol.wire import NO_UUID, skip_tagged_fields
@@ -75,7 +84,7 @@ def parse_request_header(frame: Buffer) -> RequestHeader:
         except UnicodeDecodeError:
             raise MalformedFrame("the client id of a request is not UTF-8") from None
         offset = end
-    if is_flexible(api_key, api_version) and api_key in API_VERSIONS_ALL:
+    if api_version >= FLEXIBLE_HEADER_FROM.get(api_key, NEVER_FLEXIBLE):
         offset = skip_tagged_fields(frame, offset)
     return RequestHeader(api_key, api_version, correlation_id, client_id, offset)
 
@@ -88,7 +97,7 @@ def encode_request_header(api_key: int, api_version: int, correlation_id: int, c
 
 def has_flexible_header(api_key: int, api_version: int) -> bool:
     """Whether the request's header has tagged fields (version 2). A private API's has none."""
-    return api_key in API_VERSIONS_ALL and is_flexible(api_key, api_version)
+    return api_version >= FLEXIBLE_HEADER_FROM.get(api_key, NEVER_FLEXIBLE)
 
 
 def encode_response_header(api_key: int, api_version: int, correlation_id: int) -> bytes:

@@ -29,6 +29,7 @@ from raftlog.protocol.wire import (
     write_string,
     write_tagged_fields,
     write_topic,
+    write_uvarint,
 )
 
 Topic: TypeAlias = str | uuid.UUID
@@ -40,6 +41,7 @@ TOPIC_IDS_FROM: Final = 13
 _RECORD_ERRORS_FROM: Final = 8
 _LEADER_FROM: Final = 10
 
+_FLEXIBLE_HEADER: Final = Struct(">ib")  # Correlation id, no tagged fields.
 _ACKS_TIMEOUT: Final = Struct(">hi")
 _PARTITION_V5: Final = Struct(">ihqqq")
 _PARTITION_V3: Final = Struct(">ihqq")
@@ -157,23 +159,33 @@ def encode_produce_response(
     node_endpoints: Sequence[NodeEndpoint] = (),
 ) -> bytes:
     """A response frame without its length; endpoints and leaders are left out before v10."""
-    flexible = version >= FLEXIBLE_FROM
-    out = bytearray(encode_response_header(ApiKey.PRODUCE, version, correlation_id))
-    write_size(out, len(topics), flexible=flexible)
-    encode_partition = _encode_partition_flexible if flexible else _encode_partition_legacy
+    if version < FLEXIBLE_FROM:
+        return _encode_legacy(version, correlation_id, topics, throttle_ms=throttle_ms)
+    out = bytearray(_FLEXIBLE_HEADER.pack(correlation_id, 0))
+    write_uvarint(out, len(topics) + 1)
     for topic, partitions in topics:
-        write_topic(out, topic, flexible=flexible)
-        write_size(out, len(partitions), flexible=flexible)
+        write_topic(out, topic, flexible=True)
+        write_uvarint(out, len(partitions) + 1)
         for partition in partitions:
-            encode_partition(out, version, partition)
-        if flexible:
-            out.append(0)
+            _encode_partition_flexible(out, version, partition)
+        out.append(0)
     out += INT32.pack(throttle_ms)
-    if flexible:
-        if node_endpoints and version >= _LEADER_FROM:
-            write_tagged_fields(out, [(0, encode_node_endpoints(list(node_endpoints)))])
-        else:
-            out.append(0)
+    if node_endpoints and version >= _LEADER_FROM:
+        write_tagged_fields(out, [(0, encode_node_endpoints(list(node_endpoints)))])
+    else:
+        out.append(0)
+    return bytes(out)
+
+
+def _encode_legacy(version: int, correlation_id: int, topics: Sequence[tuple[Topic, Sequence[ProducedPartition]]], *, throttle_ms: int) -> bytes:
+    out = bytearray(encode_response_header(ApiKey.PRODUCE, version, correlation_id))
+    write_size(out, len(topics), flexible=False)
+    for topic, partitions in topics:
+        write_topic(out, topic, flexible=False)
+        write_size(out, len(partitions), flexible=False)
+        for partition in partitions:
+            _encode_partition_legacy(out, version, partition)
+    out += INT32.pack(throttle_ms)
     return bytes(out)
 
 

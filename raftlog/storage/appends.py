@@ -78,8 +78,7 @@ class LogAppends(LogReads):
     ) -> None:
         super().__init__(topic_partition, loaded)
         self.topic_id = topic_id
-        self.config = config
-        self._intake = Intake(config)
+        self._use(config)
         self.directory = directory
         self.recovery_point: Offset = loaded.recovery_point  # All below is on disk.
         self.epochs: EpochCache = loaded.epochs
@@ -103,6 +102,11 @@ class LogAppends(LogReads):
         self._failed = False
         self._is_identity_synced = True  # partition.metadata.
         self._swapping: Segment | None = None  # About to take the place of others; its files end with `.swap`.
+
+    def _use(self, config: TopicConfig) -> None:
+        self.config = config
+        self._intake = Intake(config)
+        self._young_ms_max = config.segment_ms_max - config.segment_jitter_ms  # No segment is rolled for its age before.
 
     @property
     def failed(self) -> bool:
@@ -257,15 +261,18 @@ class LogAppends(LogReads):
 
     def _must_roll(self, segment: Segment, size_bytes: int, last_offset: Offset, max_timestamp_ms: int, now_ms: int) -> bool:
         if segment.size_bytes == 0:
-            return not segment.fits(last_offset, index_bytes_max=self.config.segment_index_bytes) and last_offset > segment.base_offset
+            fits = segment.fits(last_offset, size_bytes=size_bytes, index_bytes_max=self.config.segment_index_bytes)
+            return not fits and last_offset > segment.base_offset
         config = self.config
-        if segment.size_bytes + size_bytes > config.segment_bytes or not segment.fits(last_offset, index_bytes_max=config.segment_index_bytes):
+        if segment.size_bytes + size_bytes > config.segment_bytes:
+            return True
+        if not segment.fits(last_offset, size_bytes=size_bytes, index_bytes_max=config.segment_index_bytes):
             return True
         first_ms = segment.first_timestamp_ms
         if first_ms is None or first_ms < 0:
             first_ms = segment.roll_timestamp_ms()
         age_ms = now_ms - segment.created_ms if first_ms is None else max_timestamp_ms - first_ms
-        return age_ms > config.segment_ms_max - self._jitter_ms(segment)
+        return age_ms > self._young_ms_max and age_ms > config.segment_ms_max - self._jitter_ms(segment)
 
     def _jitter_ms(self, segment: Segment) -> int:
         """How much earlier than segment.ms this segment is rolled: other partitions and segments have other values."""

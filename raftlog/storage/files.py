@@ -50,7 +50,7 @@ class OsFile:
             written = os.pwritev(self._fd, buffers, offset)
         except OSError as error:
             raise _failure("write", self._path, error) from error
-        expected = sum(memoryview(buffer).nbytes for buffer in buffers)
+        expected = sum(map(len, buffers))
         if written != expected:
             self._write_rest(offset + written, b"".join(buffers)[written:])
 

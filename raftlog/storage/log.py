@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from raftlog.core.log.epochs import EpochCache
-from raftlog.core.log.intake import Intake
 from raftlog.core.log.producers import ProducerStates
 from raftlog.environment import Clock, Files
 from raftlog.errors import KafkaStorageError, StorageError
@@ -411,8 +410,7 @@ class Log(LogAppends):
 
     def reconfigure(self, config: TopicConfig) -> None:
         """Takes effect from the next append, roll and retention on."""
-        self.config = config
-        self._intake = Intake(config)
+        self._use(config)
         self._active.index_interval_bytes = config.index_interval_bytes
 
     async def close(self) -> None:

@@ -212,11 +212,14 @@ class Segment:
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
-    def fits(self, last_offset: Offset, *, index_bytes_max: int) -> bool:
-        """Whether indexes can take one more entry and `last_offset` lies within reach of the base offset."""
+    def fits(self, last_offset: Offset, *, size_bytes: int, index_bytes_max: int) -> bool:
+        """Whether indexes can take the entry that `size_bytes` more may get, and `last_offset` lies within reach of the base offset."""
+        if last_offset - self.base_offset > RELATIVE_OFFSET_MAX:
+            return False
+        if self._bytes_since_entry + size_bytes <= self.index_interval_bytes:
+            return True  # They get none, as nearly all small batches; counting those that are there would cost 1 µs.
         return (
-            last_offset - self.base_offset <= RELATIVE_OFFSET_MAX
-            and (len(self.index) + 1) * OFFSET_ENTRY_BYTES <= index_bytes_max
+            (len(self.index) + 1) * OFFSET_ENTRY_BYTES <= index_bytes_max
             and (len(self.time_index) + 2) * TIME_ENTRY_BYTES <= index_bytes_max  # One is kept for the roll.
         )
 

@@ -208,7 +208,7 @@ class LeaderState:
         It also waits for a follower that is caught up but not admitted yet, lest it runs away from it, and stands still
         while the committed ISR is too small for acks=all (KIP-966: what a consumer saw must survive the election).
         """
-        if len(self.isr) < self.min_isr(min_insync_replicas):
+        if len(self.isr) < min_insync_replicas and not self.has_enough_replicas(min_insync_replicas):
             return False
         mark = leader_end_offset
         maximal = self._maximal

@@ -30,6 +30,7 @@ from raftlog.protocol.produce import (
     encode_produce_response,
     parse_produce_request,
 )
+from raftlog.protocol.wire import INT32
 
 if TYPE_CHECKING:
     from raftlog.storage.log import Appended
@@ -127,7 +128,7 @@ class ProduceHandler:
             raise TransactionalIdAuthorizationFailed(NO_TRANSACTIONS)
         if version < ZSTD_FROM and attributes & COMPRESSION_MASK == Compression.ZSTD:
             raise UnsupportedCompressionType(f"Produce requests with version {version} are not allowed to use ZStandard compression")
-        size_bytes = int.from_bytes(records[_LENGTH_START:_LOG_OVERHEAD_BYTES], "big", signed=True) + _LOG_OVERHEAD_BYTES
+        size_bytes = INT32.unpack_from(records, _LENGTH_START)[0] + _LOG_OVERHEAD_BYTES
         if _ATTRIBUTES_LOW_BYTE < size_bytes < len(records):
             raise InvalidRecord("a produce request must hold exactly one record batch per partition")
         return self._replicas.append(name, records, acks=request.acks, timeout_ms=request.timeout_ms)
