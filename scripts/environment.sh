@@ -1,6 +1,9 @@
 # Sourced by the scripts: a virtual environment of the project's own with the pinned packages, made when it is missing.
 # VENV_DIRECTORY names another place for it. (Not RAFTLOG_…: those are settings, and a node refuses one it does not know.)
 
+# Hundreds of nodes are started here: without the compiled modules on disk each would compile all of them, for half a second of CPU.
+unset PYTHONDONTWRITEBYTECODE
+
 prepare_environment() {  # prepare_environment EXTRA...: install raftlog with these extras (test, check) unless they are there
   local extras stamp directory
   extras=$(IFS=,; echo "$*")
