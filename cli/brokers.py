@@ -84,12 +84,12 @@ class Brokers:
         """The brokers that serve at the moment."""
         return sorted(broker.node_id for broker in self.metadata(()).brokers)
 
-    def ask_controller(self, api_key: int, fields: Mapping[str, Any]) -> Fields:
+    def ask_controller(self, api_key: int, fields: Mapping[str, Any], *, version_min: int = 0) -> Fields:
         """The answer of the broker that metadata names as the controller: in KRaft one that forwards, before it the controller itself."""
 
         def ask() -> Fields:
             controller = self.metadata(()).controller_id
-            answer = self.ask(api_key, fields, node_id=controller if controller >= 0 else None)
+            answer = self.ask(api_key, fields, node_id=controller if controller >= 0 else None, version_min=version_min)
             if getattr(answer, "error_code", 0) in PASSING_CODES:
                 check(answer.error_code, getattr(answer, "error_message", None))
             return answer

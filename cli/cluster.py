@@ -1,4 +1,4 @@
-"""`raftlog cluster`: the cluster as a client sees it, its brokers, features and log directories."""
+"""`raftlog cluster`: the cluster as a client sees it, its brokers and what they offer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .completion import complete_broker
 from .errors import CliError
 from .output import YesOption, confirm, print_json, print_pairs, print_rows
 from .session import Session, command
-from .wire import API_VERSIONS, CLIENT_SOFTWARE, check, describe_quorum
+from .wire import check, describe_quorum
 
 app = typer.Typer(help="Show the cluster and its brokers.", no_args_is_help=True)
 
@@ -66,29 +66,6 @@ def list_brokers(session: Session) -> int:
         print_json(rows)
     else:
         print_rows(["broker", "address", "rack", "state"], rows, right=["broker"])
-    return 0
-
-
-@command(app, "features")
-def features(session: Session) -> int:
-    """Show the levels of the cluster's features, and those that the broker asked could run at."""
-    with Brokers(session) as brokers:
-        answer = brokers.patiently(lambda: brokers.ask(API_VERSIONS, CLIENT_SOFTWARE))
-    finalized = {feature.name: feature.max_version_level for feature in answer.finalized_features}
-    supported = {feature.name: (feature.min_version, feature.max_version) for feature in answer.supported_features}
-    rows = [
-        {
-            "feature": name,
-            "level": finalized.get(name),
-            "lowest": supported[name][0] if name in supported else None,
-            "highest": supported[name][1] if name in supported else None,
-        }
-        for name in sorted(finalized.keys() | supported.keys())
-    ]
-    if session.as_json:
-        print_json(rows)
-    else:
-        print_rows(["feature", "level", "lowest", "highest"], rows, right=["level", "lowest", "highest"])
     return 0
 
 

@@ -16,6 +16,7 @@ from . import (
     cluster,
     configs,
     consume,
+    features,
     group_offsets,
     groups,
     log,
@@ -32,7 +33,7 @@ from . import (
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError, complain
 from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
 
-ADDING_COMMANDS = (topic_changes, reassign, group_offsets, logdirs)  # Importing them has added theirs to the families below.
+ADDING_COMMANDS = (topic_changes, reassign, group_offsets, logdirs, features)  # Importing them has added theirs to the families below.
 
 app = typer.Typer(
     name="raftlog",

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from raftlog.config import Settings
-from raftlog.core.controller import brokers, configs, elections, partitions, producers, reassignments, topics
+from raftlog.core.controller import brokers, configs, elections, features, partitions, producers, reassignments, topics
 from raftlog.core.controller.sessions import Sessions
 from raftlog.core.decision import Decision
 from raftlog.core.metadata import records as r
@@ -122,6 +122,7 @@ class Controller:
             ApiKey.BROKER_REGISTRATION: self._register,
             ApiKey.BROKER_HEARTBEAT: self._heartbeat,
             ApiKey.UNREGISTER_BROKER: partial(brokers.decide_unregister, settings=settings),
+            ApiKey.UPDATE_FEATURES: partial(features.decide_update_features, settings=settings),
             ApiKey.ALLOCATE_PRODUCER_IDS: producers.decide_allocate_producer_ids,
             ApiKey.CONTROLLER_REGISTRATION: brokers.decide_register_controller,
         }

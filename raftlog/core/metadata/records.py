@@ -23,6 +23,8 @@ FRAME_VERSION: Final = 1
 METADATA_VERSION_FEATURE: Final = "metadata.version"
 METADATA_VERSION: Final = 25  # Kafka 4.0.
 METADATA_VERSION_MIN: Final = 19  # Kafka 3.7-IV4: directories, controller registrations, transactions.
+ELR_METADATA_VERSION: Final = 23  # Kafka 4.0-IV1: partitions may name eligible leader replicas.
+RECORDS_CHANGED_AT: Final = (ELR_METADATA_VERSION,)  # The levels above the lowest that changed records, and what may be in them.
 
 NO_LEADER_CHANGE: Final = -2
 RECOVERED: Final = 0
@@ -350,7 +352,7 @@ class UnregisterControllerRecord(MetadataRecord):
 
 def version_for(cls: type[MetadataRecord], metadata_version: int) -> int:
     """The version of a record type to write while `metadata.version` is finalized at the level given."""
-    if cls in (PartitionRecord, PartitionChangeRecord) and metadata_version < 23:
+    if cls in (PartitionRecord, PartitionChangeRecord) and metadata_version < ELR_METADATA_VERSION:
         return 1
     return cls.version_max
 

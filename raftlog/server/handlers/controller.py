@@ -7,6 +7,7 @@
 | 43 | ElectLeaders | 0-2 | |
 | 45, 46 | AlterPartitionReassignments, ListPartitionReassignments | 0-1, 0 | |
 | 56, 67 | AlterPartition, AllocateProducerIds | 2-3, 0 | |
+| 57 | UpdateFeatures | 0-2 | metadata.version and group.version |
 | 58 | Envelope | 0 | the principal is not looked at while nothing is authorized |
 | 60 | DescribeCluster | 0-2 | the controllers; any of them answers |
 | 62, 63, 64 | BrokerRegistration, BrokerHeartbeat, UnregisterBroker | 0-4, 0-1, 0 | |

@@ -10,6 +10,7 @@ from raftlog.broker.channel import ControllerChannel
 from raftlog.broker.metadata import MetadataFollower
 from raftlog.core.controller.config_changes import changes_of
 from raftlog.core.controller.configs import CONFIG_KEYS
+from raftlog.core.controller.features import level_of
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ApiError, ErrorCode, RequestTimedOut
 from raftlog.network.connection import RequestContext, Response
@@ -29,6 +30,7 @@ FORWARDED: Final = (
     ApiKey.ELECT_LEADERS,
     ApiKey.ALTER_PARTITION_REASSIGNMENTS,
     ApiKey.LIST_PARTITION_REASSIGNMENTS,
+    ApiKey.UPDATE_FEATURES,
     ApiKey.UNREGISTER_BROKER,
     ApiKey.DESCRIBE_QUORUM,
 )
@@ -37,7 +39,7 @@ FORWARDED: Final = (
 class ForwardingHandlers:
     """Forwards by Envelope (KIP-590).
 
-    The answer to CreateTopics, DeleteTopics, CreatePartitions and to what alters configs leaves when this broker's image
+    The answer to CreateTopics, DeleteTopics, CreatePartitions, UpdateFeatures and to what alters configs leaves when this broker's image
     shows the outcome, so that the client that produces or describes next, here or by this broker's metadata, finds it.
     """
 
@@ -118,10 +120,22 @@ def _altered(before: MetadataImage, request: Fields, answer: Fields, *, incremen
     return shown
 
 
+def _finalized(before: MetadataImage, request: Fields, answer: Fields) -> Shown:
+    """The levels are those that were asked for, or were changed since."""
+    accepted = answer.error_code == ErrorCode.none
+    wanted = {update.feature: update.max_version_level for update in request.feature_updates if accepted}
+
+    def shown(image: MetadataImage) -> bool:
+        return image.features is not before.features or all(level_of(image, name) == level for name, level in wanted.items())
+
+    return shown
+
+
 _CONDITIONS: Final[Mapping[int, Callable[[MetadataImage, Fields, Fields], Shown]]] = {
     ApiKey.CREATE_TOPICS: _created,
     ApiKey.DELETE_TOPICS: _deleted,
     ApiKey.CREATE_PARTITIONS: _widened,
+    ApiKey.UPDATE_FEATURES: _finalized,
     ApiKey.ALTER_CONFIGS: partial(_altered, incremental=False),
     ApiKey.INCREMENTAL_ALTER_CONFIGS: partial(_altered, incremental=True),
 }

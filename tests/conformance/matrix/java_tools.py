@@ -175,6 +175,24 @@ def cluster(bench: Bench) -> None:
     tools.at("FeatureCommand", "describe", expected=("metadata.version",))
 
 
+def features(bench: Bench) -> None:
+    """A level lowered and raised again, tried before it is done; and what can't be is refused."""
+    tools = Tools(bench)
+    wanted = ["--feature", "group.version=0"]
+    tools.at("FeatureCommand", "downgrade", *wanted, "--dry-run", expected=(r"group.version can be downgraded to 0\.",))
+    tools.at("FeatureCommand", "describe", expected=(r"group.version\s+SupportedMinVersion: 0\s+SupportedMaxVersion: 1\s+FinalizedVersionLevel: 1",))
+    tools.at("FeatureCommand", "upgrade", "--feature", "metadata.version=24", succeeds=False, expected=("without setting the upgrade type",))
+    try:
+        tools.at("FeatureCommand", "downgrade", *wanted, expected=(r"group.version was downgraded to 0\.",))
+        tools.at("FeatureCommand", "describe", expected=(r"group.version.*FinalizedVersionLevel: 0",))
+    finally:
+        tools.at("FeatureCommand", "upgrade", "--feature", "group.version=1", expected=(r"group.version was upgraded to 1\.",))
+    tools.at(
+        "FeatureCommand", "downgrade", "--feature", "metadata.version=22", "--unsafe", succeeds=False, expected=("not supported in this version",)
+    )
+    tools.at("FeatureCommand", "upgrade", "--feature", "share.version=1", succeeds=False, expected=("does not support this feature",))
+
+
 def perf(bench: Bench) -> None:
     tools, topic = Tools(bench), bench.topic()
     size = ["--num-records", str(RECORDS), "--record-size", "100", "--throughput", "-1"]
@@ -284,6 +302,7 @@ JAVA_TOOLS: Final[dict[str, Callable[[Bench], None]]] = {
     "kafka-metadata-quorum: status, replication": metadata_quorum,
     "kafka-leader-election: preferred, unclean": leader_election,
     "kafka-cluster, kafka-broker-api-versions, kafka-features": cluster,
+    "kafka-features: upgrade, downgrade": features,
     "kafka-producer-perf-test, kafka-consumer-perf-test": perf,
     "kafka-verifiable-producer, -consumer": verifiable,
     "kafka-delete-records, kafka-get-offsets": delete_records,
