@@ -19,7 +19,7 @@ The map of this tree. Imports go downward only; what is marked PURE decides with
     core/         PURE decisions: metadata/ (records, image), controller/, replication/, coordinators/, log/, telemetry/
     protocol/     PURE bytes to values: messages.py (any API), produce.py and fetch.py (packed by hand), batches.py (records)
     config.py     a node's settings           topic_config.py   a topic's           config_types.py   what a config is
-                  client_metrics_config.py   what clients are asked to push
+                  client_metrics_config.py   what clients are asked to push                   group_config.py   a consumer group's
     environment.py  clock, chance, disk and network as arguments
     ids.py        nouns                       errors.py         exceptions, each with its Kafka error code
 """

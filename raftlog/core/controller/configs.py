@@ -1,4 +1,4 @@
-"""Dynamic configs: all changes of a resource, or none of them. Source: KIP-339, KIP-226, KIP-248, KIP-714."""
+"""Dynamic configs: all changes of a resource, or none of them. Source: KIP-339, KIP-226, KIP-248, KIP-714, KIP-848."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from raftlog.core.metadata import records as r
 from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ApiError, BrokerIdNotRegistered, ErrorCode, InvalidRequest, UnknownTopicOrPartition
+from raftlog.group_config import KEYS as GROUP_KEYS
+from raftlog.group_config import check_group_config
 from raftlog.topic_config import KEYS as TOPIC_KEYS
 from raftlog.topic_config import check, check_together
 
@@ -23,6 +25,7 @@ from raftlog.topic_config import check, check_together
 CONFIG_KEYS: Final[Mapping[int, Mapping[str, ConfigKey]]] = {
     r.RESOURCE_TOPIC: TOPIC_KEYS,
     r.RESOURCE_BROKER: SETTING_KEYS,
+    r.RESOURCE_GROUP: GROUP_KEYS,
     r.RESOURCE_CLIENT_METRICS: {},  # Kafka takes no appending to those of its configs that are lists.
 }
 
@@ -91,4 +94,17 @@ def _check_client_metrics(image: MetadataImage, settings: Settings, name: str, c
     ClientMetricsConfig.parse({config: value for config, value in after.items() if value is not None})
 
 
-_CHECKS: Final = {r.RESOURCE_TOPIC: _check_topic, r.RESOURCE_BROKER: _check_broker, r.RESOURCE_CLIENT_METRICS: _check_client_metrics}
+def _check_group(image: MetadataImage, settings: Settings, name: str, changes: Changes) -> None:
+    """Also of a group that nobody has joined yet. What is there already counts where values go together."""
+    if not name:
+        raise InvalidRequest("Default group resources are not allowed.")
+    present = {config: value for config, value in image.configs.get((r.RESOURCE_GROUP, name), EMPTY).items() if config in GROUP_KEYS}
+    check_group_config({config: value for config, value in {**present, **changes}.items() if value is not None}, settings)
+
+
+_CHECKS: Final = {
+    r.RESOURCE_TOPIC: _check_topic,
+    r.RESOURCE_BROKER: _check_broker,
+    r.RESOURCE_GROUP: _check_group,
+    r.RESOURCE_CLIENT_METRICS: _check_client_metrics,
+}

@@ -10,6 +10,9 @@ from raftlog.core.coordinators.consumer_records import MemberState, Partitions
 from raftlog.core.coordinators.group import Group, Instant
 from raftlog.core.coordinators.records import CoordinatorRecord
 from raftlog.core.metadata.image import MetadataImage
+from raftlog.core.metadata.records import RESOURCE_GROUP
+from raftlog.group_config import GroupConfig
+from raftlog.ids import GroupId
 
 Reply = TypeVar("Reply", covariant=True)
 
@@ -49,6 +52,12 @@ class Scene(NamedTuple):
     limits: ConsumerLimits
     image: MetadataImage
     now: Instant
+
+    def config_of(self, group_id: GroupId) -> GroupConfig:
+        """What is configured of the group at this moment, else what is for all."""
+        config = GroupConfig(self.limits.session_timeout_ms, self.limits.heartbeat_interval_ms)
+        overrides = self.image.configs.get((RESOURCE_GROUP, group_id))
+        return config if overrides is None else config.overridden(overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

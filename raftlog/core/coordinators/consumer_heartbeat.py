@@ -65,7 +65,8 @@ def heartbeat(turn: Turn, request: HeartbeatRequest) -> HeartbeatReply:
     current = turn.reconcile(member_id, owned=request.owned, has_changed=names_changed or regex_changed)
     turn.expect_member(member_id, metadata)
     is_told = request.member_epoch == JOIN_EPOCH or request.is_full or current.assigned != former.current.assigned
-    return HeartbeatReply(member_id, current.epoch, turn.scene.limits.heartbeat_interval_ms, current.assigned if is_told else None)
+    interval_ms = turn.scene.config_of(turn.group.group_id).heartbeat_interval_ms
+    return HeartbeatReply(member_id, current.epoch, interval_ms, current.assigned if is_told else None)
 
 
 def _enter(turn: Turn, request: HeartbeatRequest) -> ConsumerMember:

@@ -189,7 +189,7 @@ class Turn:
         return self.scene.now.monotonic_ms + timeout_ms
 
     def expect_member(self, member_id: str, metadata: MemberMetadata) -> None:
-        """Its session begins anew."""
+        """Its session begins anew, as long as is configured now."""
         classic = metadata.classic
-        timeout_ms = self.scene.limits.session_timeout_ms if classic is None else classic.session_timeout_ms
+        timeout_ms = self.scene.config_of(self.group.group_id).session_timeout_ms if classic is None else classic.session_timeout_ms
         self.group.deadlines.set(Deadline.SESSION, member_id, self.due_ms(timeout_ms))

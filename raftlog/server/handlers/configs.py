@@ -17,6 +17,7 @@ from raftlog.core.metadata.entities import EMPTY
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.metadata.records import BROKER_LOGGER, RESOURCE_BROKER, RESOURCE_CLIENT_METRICS, RESOURCE_GROUP, RESOURCE_TOPIC
 from raftlog.errors import ApiError, InvalidRequest, UnknownTopicOrPartition, UnsupportedVersion
+from raftlog.group_config import KEYS as GROUP_KEYS
 from raftlog.ids import TopicName
 from raftlog.network.connection import RequestContext
 from raftlog.protocol.apis import ApiKey
@@ -64,9 +65,9 @@ class ConfigHandlers:
         return {"config_resources": [{"resource_name": name, "resource_type": kind} for kind in asked for name in names[kind]]}
 
     async def describe_configs(self, context: RequestContext, request: Fields) -> Mapping[str, Any]:
-        """Answer DescribeConfigs v1-v4 (key 32) for topics, this node, all brokers, this process's loggers and client metrics.
+        """Answer DescribeConfigs v1-v4 (key 32) for topics, this node, all brokers, this process's loggers, client metrics and groups.
 
-        All of one answer is by one image. Source: KIP-133, KIP-226, KIP-412, KIP-569, KIP-714.
+        All of one answer is by one image. Source: KIP-133, KIP-226, KIP-412, KIP-569, KIP-714, KIP-848.
         """
         description = _Description(self._dynamic, self._metadata.image, request)
         results = []
@@ -115,6 +116,10 @@ class _Description:
             if not name:
                 raise InvalidRequest("Client metrics subscription name must not be empty")
             return self._of_subscription(self._image.configs.get((kind, name), EMPTY))
+        if kind == RESOURCE_GROUP:
+            if not name:
+                raise InvalidRequest("Group name must not be empty")
+            return self._of_group(self._image.configs.get((kind, name), EMPTY))
         raise InvalidRequest(f"Unsupported resource type: {kind}")
 
     def _of_topic(self, topic: TopicName) -> list[dict[str, Any]]:
@@ -148,6 +153,16 @@ class _Description:
             )
             for name, key in CLIENT_METRICS_KEYS.items()
         ]
+
+    def _of_group(self, overrides: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What was configured, else what this broker's settings say; also of a group that nobody has joined, as in Kafka."""
+        entries = []
+        for name, key in GROUP_KEYS.items():
+            values = self._configs.values([key.setting])
+            if name in overrides:
+                values.insert(0, SourcedValue(name, overrides[name], ConfigSource.GROUP))
+            entries.append(self._entry(key, values[0].value, values))
+        return entries
 
     def _entry(
         self, key: ConfigKey, value: str | None, values: Sequence[SourcedValue], *, mode: UpdateMode = UpdateMode.CLUSTER_WIDE

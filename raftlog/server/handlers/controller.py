@@ -3,7 +3,7 @@
 | key | API | versions | |
 |---|---|---|---|
 | 19, 20, 37 | CreateTopics, DeleteTopics, CreatePartitions | 2-7, 1-6, 0-3 | no mutation quotas |
-| 33, 44 | AlterConfigs, IncrementalAlterConfigs | 0-2, 0-1 | topics, brokers, client metrics |
+| 33, 44 | AlterConfigs, IncrementalAlterConfigs | 0-2, 0-1 | topics, brokers, groups, client metrics |
 | 43 | ElectLeaders | 0-2 | |
 | 45, 46 | AlterPartitionReassignments, ListPartitionReassignments | 0-1, 0 | |
 | 56, 67 | AlterPartition, AllocateProducerIds | 2-3, 0 | |

@@ -110,6 +110,18 @@ def broker_configs(bench: Bench) -> None:
     tools.at(CONFIGS, "--describe", "--entity-type", "brokers", "--entity-name", "1", "--all", expected=("min.insync.replicas", "node.id=1"))
 
 
+def group_configs(bench: Bench) -> None:
+    tools, group = Tools(bench), bench.name("g")
+    entity = ["--entity-type", "groups", "--entity-name", group]
+    name = "consumer.session.timeout.ms"
+    tools.at(CONFIGS, "--describe", *entity, "--all", expected=(rf"{name}=45000", "consumer.heartbeat.interval.ms=5000"))
+    tools.at(CONFIGS, "--alter", *entity, "--add-config", f"{name}=50000", expected=("Completed updating config",))
+    tools.at(CONFIGS, "--describe", *entity, expected=(rf"{name}=50000 sensitive=false synonyms=\{{DYNAMIC_GROUP_CONFIG:{name}=50000",))
+    tools.at(CONFIGS, "--alter", *entity, "--add-config", f"{name}=1", succeeds=False, expected=("must be greater than or equal to",))
+    tools.at(CONFIGS, "--alter", *entity, "--delete-config", name, expected=("Completed updating config",))
+    tools.at(CONFIGS, "--describe", *entity, "--all", expected=(rf"{name}=45000",))
+
+
 def group_views(bench: Bench, protocol: str = "") -> None:
     tools, topic, group = Tools(bench), bench.topic(), bench.name("g")
     bench.send(topic, some_records(40))
@@ -296,6 +308,7 @@ JAVA_TOOLS: Final[dict[str, Callable[[Bench], None]]] = {
     "kafka-configs: topics": topic_configs,
     "kafka-configs: cleanup.policy": compaction,
     "kafka-configs: brokers, one and all": broker_configs,
+    "kafka-configs: groups": group_configs,
     "kafka-consumer-groups: list, describe, delete-offsets, delete": group_views,
     "kafka-consumer-groups: the same of a KIP-848 group": lambda bench: group_views(bench, "consumer"),
     "kafka-consumer-groups: all resets": resets,

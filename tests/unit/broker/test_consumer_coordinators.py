@@ -19,6 +19,7 @@ from raftlog.core.coordinators.subscriptions import encode_assignment
 from raftlog.core.metadata.entities import MetadataDelta, Topic
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.core.metadata.persistent import PersistentMap
+from raftlog.core.metadata.records import RESOURCE_GROUP
 from raftlog.errors import (
     CoordinatorNotAvailable,
     ErrorCode,
@@ -101,6 +102,28 @@ def test_while_a_write_is_on_its_way_nothing_else_is_decided():
         await asyncio.sleep(0.1)
         assert one.groups.describe_consumer_group(GROUP).epoch == 3
         assert (await beat(one, "c")).member_epoch == 3
+        await one.groups.close()
+
+    virtually(scenario)
+
+
+def test_a_groups_own_configs_hold_from_its_next_heartbeat():
+    async def scenario() -> None:
+        one = broker()
+        await one.elected()
+        assert (await beat(one, "a")).heartbeat_interval_ms == 5000
+        own: Any = {(RESOURCE_GROUP, GROUP): {"consumer.heartbeat.interval.ms": "7000", "consumer.session.timeout.ms": "60000"}}
+        one.metadata.publish(dataclasses.replace(one.metadata.image, configs=own), MetadataDelta())
+        await asyncio.sleep(44)
+        assert (await beat(one, "a", 1)).heartbeat_interval_ms == 7000
+        await asyncio.sleep(59)
+        assert len(one.groups.describe_consumer_group(GROUP).members) == 1, "its session is longer now"
+        one.metadata.publish(dataclasses.replace(one.metadata.image, configs={}), MetadataDelta())
+        await asyncio.sleep(2)
+        assert not one.groups.describe_consumer_group(GROUP).members, "it began when that was configured"
+        assert (await beat(one, "a")).heartbeat_interval_ms == 5000
+        await asyncio.sleep(46)
+        assert not one.groups.describe_consumer_group(GROUP).members
         await one.groups.close()
 
     virtually(scenario)

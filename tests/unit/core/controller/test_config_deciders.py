@@ -21,6 +21,7 @@ from raftlog.core.metadata.configs import BrokerConfigs, ConfigSource
 from raftlog.core.metadata.features import bootstrap_records
 from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ErrorCode, InvalidConfig, InvalidRequest
+from raftlog.group_config import GroupConfig
 from raftlog.topic_config import KEYS as TOPIC_KEYS
 from raftlog.topic_config import TopicConfig
 
@@ -138,6 +139,60 @@ def test_refused(asked: Any, code: ErrorCode, message: str) -> None:
     assert answers[0][0] is code and message in answers[0][1]
     assert answers[1] == OK  # The other resource of the request is not touched by it.
     assert after.configs.get((asked.resource_type, asked.resource_name)) is None
+
+
+SESSION, HEARTBEAT = "consumer.session.timeout.ms", "consumer.heartbeat.interval.ms"
+
+
+@pytest.mark.parametrize(
+    ("configs", "code", "message"),
+    [
+        ({SESSION: "44999"}, ErrorCode.invalid_config, f"{SESSION} must be greater than or equal to group.consumer.min.session.timeout.ms"),
+        ({SESSION: "60001"}, ErrorCode.invalid_config, f"{SESSION} must be less than or equal to group.consumer.max.session.timeout.ms"),
+        ({HEARTBEAT: "4999"}, ErrorCode.invalid_config, f"{HEARTBEAT} must be greater than or equal to group.consumer.min.heartbeat.interval.ms"),
+        ({HEARTBEAT: "50001"}, ErrorCode.invalid_config, f"{HEARTBEAT} must be less than or equal to group.consumer.max.heartbeat.interval.ms"),
+        ({HEARTBEAT: "45000"}, ErrorCode.invalid_config, f"{SESSION} must be greater than {HEARTBEAT}"),
+        ({HEARTBEAT: "0"}, ErrorCode.invalid_config, f"Invalid value 0 for configuration {HEARTBEAT}: Value must be at least 1"),
+        ({SESSION: "a"}, ErrorCode.invalid_config, f"Invalid value a for configuration {SESSION}: Not a number of type INT"),
+        ({"share.session.timeout.ms": "45000"}, ErrorCode.invalid_config, "Unknown group config name: share.session.timeout.ms"),
+        ({SESSION: "60000", HEARTBEAT: "50000"}, ErrorCode.none, None),
+    ],
+)
+def test_configs_of_a_group_are_bounded_by_the_brokers_settings(configs: dict[str, str], code: ErrorCode, message: str) -> None:
+    settings = load(overrides={**NODE, "group.consumer.max.heartbeat.interval.ms": "50000"})
+    asked = resource(*((name, value, SET) for name, value in configs.items()), kind=r.RESOURCE_GROUP, name="g")
+    for decide in (decide_incremental_alter_configs, decide_alter_configs):
+        decision = decide(with_topic(), fields(resources=(asked,), validate_only=False), settings=settings)
+        assert [(each["error_code"], each["error_message"]) for each in decision.reply["responses"]] == [(code, message)]
+        assert len(decision.records) == (len(configs) if code is ErrorCode.none else 0)
+
+
+def test_what_a_group_has_already_counts_with_what_is_new() -> None:
+    group = {"kind": r.RESOURCE_GROUP, "name": "nobody has joined it"}
+    wide = load(overrides={**NODE, "group.consumer.max.heartbeat.interval.ms": "50000"})
+
+    def change(image: MetadataImage, name: str, value: str | None, operation: int = SET) -> tuple[ErrorCode, MetadataImage]:
+        request = fields(resources=(resource((name, value, operation), **group),), validate_only=False)
+        decision = decide_incremental_alter_configs(image, request, settings=wide)
+        after, _ = image.apply_batch(decision.records, offset=image.offset + len(decision.records), epoch=1)
+        return decision.reply["responses"][0]["error_code"], after
+
+    code, image = change(with_topic(), SESSION, "55000")
+    assert code is ErrorCode.none
+    code, image = change(image, HEARTBEAT, "50000")  # Above the default of the session time-out, below that of this group.
+    assert code is ErrorCode.none
+    assert change(image, SESSION, None, DELETE)[0] is ErrorCode.invalid_config
+    assert change(image, SESSION, "50000")[0] is ErrorCode.invalid_config
+    assert change(change(image, HEARTBEAT, None, DELETE)[1], SESSION, None, DELETE)[1].configs == {}
+    answers, _ = alter(image, resource(kind=r.RESOURCE_GROUP, name=""))
+    assert answers == [(ErrorCode.invalid_request, "Default group resources are not allowed.")]
+    answers, _ = alter(image, resource((SESSION, "1", APPEND), **group))
+    assert answers[0][1] == f"Can't APPEND to key {SESSION} because its type is not LIST."
+
+
+def test_a_group_goes_by_what_this_release_understands_of_its_configs() -> None:
+    own = GroupConfig(45000, 5000).overridden({SESSION: "50000", HEARTBEAT: "x", "share.session.timeout.ms": "1"})
+    assert own == GroupConfig(session_timeout_ms=50000, heartbeat_interval_ms=5000)
 
 
 def test_a_resource_named_twice_is_refused_twice() -> None:
