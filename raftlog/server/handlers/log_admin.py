@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from raftlog.broker.replicas import ReplicaManager
@@ -45,7 +45,7 @@ class LogAdminHandlers:
         topics = [(topic.name, [self._delete(topic.name, item, request) for item in topic.partitions]) for topic in request.topics]
         waiting = [outcome for _, deletions in topics for _, outcome in deletions if isinstance(outcome, asyncio.Future)]
         if waiting:
-            await asyncio.wait(waiting)
+            await _ended(waiting)
         unsaved = await self._checkpoint()
         return {
             "topics": [{"name": name, "partitions": [_deleted(deletion, unsaved) for deletion in deletions]} for name, deletions in topics],
@@ -107,6 +107,16 @@ class LogAdminHandlers:
             return max(self._replicas.high_watermark(name) - log_end_offset, 0)
         except ApiError:
             return UNKNOWN_LAG
+
+
+async def _ended(waiting: Collection[asyncio.Future[Offset]]) -> None:
+    """Until all have an outcome; where the client goes away before that, nobody waits for any of them."""
+    try:
+        await asyncio.wait(waiting)
+    except asyncio.CancelledError:
+        for future in waiting:
+            future.cancel()
+        raise
 
 
 def _deleted(deletion: _Deletion, unsaved: ApiError | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import pathlib
 import types
 import uuid
@@ -111,6 +112,28 @@ def test_a_replica_that_lags_is_waited_for_until_it_is_fenced(tmp_path: pathlib.
             await until(lambda: starts(one, two) == [5, 5])
             controller.change(0, leader=2, isr=(1, 2))
             assert await again == [(-1, ErrorCode.not_leader_or_follower)]
+
+    asyncio.run(main())
+
+
+def test_who_goes_away_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+    """A deletion that nobody waits for any more is not complained of when its broker stops."""
+
+    async def main() -> None:
+        complaints: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        async with brokers(tmp_path, 2) as (controller, (one, two)):
+            controller.create_topic("t", (1, 2))
+            await fill(one, 5)
+            await until(lambda: two.manager.high_watermark(T0) == 5)
+            await two.kill()
+            pending = asyncio.ensure_future(delete(one, ("t", 0, 3), timeout_ms=60_000))
+            await until(lambda: one.log().log_start_offset == 3)
+            pending.cancel()
+            await asyncio.wait([pending])
+            del pending
+        gc.collect()
+        assert not complaints
 
     asyncio.run(main())
 
