@@ -21,7 +21,7 @@ from tests.simulation.cluster.records import Seen, end_of, last_sequences, seen_
 LOOK_EVERY_S: Final = 0.02
 PROBLEMS_MAX: Final = 20
 READ_BYTES_MAX: Final = 1 << 24
-MIN_ISR: Final = {"events": 2, "table": 2, "churn": 2, "stamped": 2}
+MIN_ISR: Final = {"events": 2, "table": 2, "churn": 2, "stamped": 2, "trimmed": 2}
 
 
 class Moves:
@@ -168,6 +168,8 @@ class Watch:
                 self._complain(
                     "compacted what was not committed", f"{name} on node {node_id} up to {node.logs.cleaned_offsets[name]}, committed is {committed}"
                 )
+            if log.log_start_offset > mark:
+                self._complain("deleted what was not committed", f"{name} on node {node_id} begins at {log.log_start_offset}, its mark is {mark}")
             if mark > log.log_end_offset:
                 self._complain("high watermark beyond the log", f"of {name} on node {node_id}: {mark}, the log ends at {log.log_end_offset}")
             self._marks[node_id, name] = (node, log, mark)

@@ -20,13 +20,16 @@ from tests.simulation.cluster.schedule import Tempo
 VERSION: Final = {
     ApiKey.PRODUCE: 9,
     ApiKey.FETCH: 12,
+    ApiKey.LIST_OFFSETS: 7,
     ApiKey.METADATA: 12,
     ApiKey.OFFSET_COMMIT: 8,
     ApiKey.OFFSET_FETCH: 8,
+    ApiKey.OFFSET_DELETE: 0,
     ApiKey.INIT_PRODUCER_ID: 4,
     ApiKey.FIND_COORDINATOR: 4,
     ApiKey.CREATE_TOPICS: 7,
     ApiKey.DELETE_TOPICS: 6,
+    ApiKey.DELETE_RECORDS: 2,
     ApiKey.INCREMENTAL_ALTER_CONFIGS: 1,
     ApiKey.ALTER_PARTITION_REASSIGNMENTS: 1,
     ApiKey.JOIN_GROUP: 3,
@@ -78,6 +81,10 @@ class Gone(Exception):
 
 class Refused(Gone):
     """The node that was asked says that it is the wrong one."""
+
+
+class OutOfRange(Refused):
+    """What is to be read is not there: its log begins later, or ends before."""
 
 
 class Client:
@@ -217,6 +224,7 @@ class Producer(Client):
     """
 
     insist_ms = 20_000
+    pause_ms_max = PAUSE_MS_MAX
     padding_bytes = 0  # Of a header that some batches get: they are large as they come, and compress well.
 
     def __init__(self, *args: Any, topic: str, partition: int, acks: int, idempotent: bool, name: str = "") -> None:
@@ -238,7 +246,7 @@ class Producer(Client):
                 await self.pause()
                 continue
             await self._send_one()
-            await self.pause()
+            await self.pause(self.pause_ms_max)
 
     async def send_until_acknowledged(self) -> None:
         """Until the partition takes one batch again."""
@@ -344,6 +352,8 @@ class Producer(Client):
 class Consumer(Client):
     """Reads one partition from its beginning."""
 
+    pause_ms_max = 300
+
     def __init__(self, *args: Any, topic: str, partition: int, name: str = "") -> None:
         super().__init__(*args)
         self.topic = topic
@@ -355,7 +365,7 @@ class Consumer(Client):
         while asyncio.get_running_loop().time() < until_s:
             await self.poll()
             await self.after_poll()
-            await self.pause(300)
+            await self.pause(self.pause_ms_max)
 
     async def after_poll(self) -> None:
         """Nothing more for a consumer without a group."""
@@ -375,6 +385,10 @@ class Consumer(Client):
             return []
         self.recorder.end(operation, "ok", records=records)
         return records
+
+    async def first_offset(self) -> int:
+        """Where the final read begins."""
+        return 0
 
     async def fetch(self) -> tuple[int, list[tuple[str, int, int]]]:
         """(high watermark, records from `position` on); the position moves on. Raises Gone, PeerUnreachable."""
@@ -399,7 +413,8 @@ class Consumer(Client):
         answer = await self.ask(port, ApiKey.FETCH, fields)
         found = answer.responses[0].partitions[0]
         if found.error_code != ErrorCode.none:
-            raise Refused(f"fetch of {self.name}: {found.error_code!r}")
+            refusal = OutOfRange if found.error_code == ErrorCode.offset_out_of_range else Refused
+            raise refusal(f"fetch of {self.name}: {found.error_code!r}")
         if epoch < own_epoch and self.name == f"{self.topic}-{self.partition}":
             self.recorder.complain(f"a fetch of {self.name} in leader epoch {epoch} was served in epoch {own_epoch}")
         return found
@@ -415,7 +430,7 @@ class Consumer(Client):
 
     async def read_to_end(self) -> None:
         """The final read, when all faults are healed: insists until the end is reached."""
-        self.position = 0
+        self.position = await self.first_offset()
         operation = self.recorder.invoke("final_read", self.process, partition=self.name)
         everything: list[tuple[str, int, int]] = []
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from raftlog.errors import ErrorCode
 from raftlog.network.peers import PeerUnreachable
@@ -85,13 +85,31 @@ async def commit_offsets(
     return code
 
 
-async def read_offsets(client: Client, group: str, partitions: list[Partition]) -> dict[Partition, int] | None:
-    """The group's offsets, -1 where there is none; None when they could not be had.
+class FoundOffsets(NamedTuple):
+    """What a coordinator answered, -1 where there is no offset.
 
-    As in Kafka, a coordinator that was deposed and can't know it yet answers with what it knew: such an answer is not
-    judged. One that knows better and still answers is.
+    `is_deposed`: as in Kafka, a coordinator that was deposed and can't know it yet answers with what it knew: such an answer
+    is not judged. One that knows better and still answers is.
     """
+
+    offsets: dict[Partition, int]
+    is_deposed: bool
+
+
+async def read_offsets(client: Client, group: str, partitions: list[Partition]) -> dict[Partition, int] | None:
+    """The group's offsets, -1 where there is none; None when they could not be had."""
     operation = client.recorder.invoke("committed", client.process, group=group)
+    found = await fetch_offsets(client, group, partitions)
+    if found is None:
+        client.recorder.end(operation, "info")
+        return None
+    told = {f"{topic}-{partition}": offset for (topic, partition), offset in found.offsets.items()}
+    client.recorder.end(operation, "info" if found.is_deposed else "ok", offsets=told)
+    return found.offsets
+
+
+async def fetch_offsets(client: Client, group: str, partitions: list[Partition]) -> FoundOffsets | None:
+    """None when they could not be had."""
     topics: dict[str, list[int]] = {}
     for topic, partition in partitions:
         topics.setdefault(topic, []).append(partition)
@@ -102,17 +120,13 @@ async def read_offsets(client: Client, group: str, partitions: list[Partition]) 
         answer = await client.ask(port, ApiKey.OFFSET_FETCH, {"groups": [wanted]})
     except (Gone, PeerUnreachable):
         client.coordinators.pop(group, None)
-        client.recorder.end(operation, "info")
         return None
     found = answer.groups[0]
     items = [(topic.name, item) for topic in found.topics for item in topic.partitions]
     if found.error_code != ErrorCode.none or any(item.error_code != ErrorCode.none for _, item in items):
         client.coordinators.pop(group, None)
-        client.recorder.end(operation, "info")
         return None
-    offsets = {(topic, item.partition_index): item.committed_offset for topic, item in items}
-    client.recorder.end(operation, "info" if is_deposed else "ok", offsets={f"{t}-{p}": offset for (t, p), offset in offsets.items()})
-    return offsets
+    return FoundOffsets({(topic, item.partition_index): item.committed_offset for topic, item in items}, is_deposed)
 
 
 class LoneConsumer(Consumer):

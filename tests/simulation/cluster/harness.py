@@ -38,6 +38,7 @@ SIMULATED_SETTINGS: Final[Mapping[str, str]] = {
     "leader.imbalance.check.interval.seconds": "10",
     "log.flush.offset.checkpoint.interval.ms": "5000",
     "replica.selector.class": RACK_AWARE_SELECTOR,
+    "log.retention.check.interval.ms": "4000",  # Segments below a log's start go, those below its retention are years away.
     "log.cleaner.backoff.ms": "700",
     "log.cleaner.min.cleanable.ratio": "0.2",
     "group.consumer.session.timeout.ms": "6000",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from unittest import mock
 
@@ -39,21 +39,15 @@ from raftlog.quorum.states import CommittedBatch
 from raftlog.quorum.voter import Voter
 from raftlog.storage import loading, segment
 from raftlog.storage.scanning import Scan
+from tests.simulation.cluster import deletion_mutants  # noqa: F401 - plants its own
+from tests.simulation.cluster.planting import MUTANTS, Mutant, around, mutant
 from tests.simulation.cluster.schedule import FAULTS_UNTIL_S
 from tests.simulation.cluster.shrink import checkers_of
 from tests.simulation.cluster.simulate import simulate
 
+__all__ = ["MUTANTS", "SEEDS_MAX", "Caught", "hunt"]
+
 SEEDS_MAX: Final = 60
-Planted = Callable[[], contextlib.AbstractContextManager[Any]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mutant:
-    """A planted bug: what it breaks, and the context in which it is there."""
-
-    name: str
-    breaks: str
-    planted: Planted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,9 +59,9 @@ class Caught:
     problem: str
 
 
-def hunt(mutant: Mutant, *, first: int = 1, seeds_max: int = SEEDS_MAX, faults_until_s: float = FAULTS_UNTIL_S) -> Caught | None:
+def hunt(planted: Mutant, *, first: int = 1, seeds_max: int = SEEDS_MAX, faults_until_s: float = FAULTS_UNTIL_S) -> Caught | None:
     """Live seeds from `first` on with the bug planted until a checker fails; None when none did in `seeds_max`."""
-    with mutant.planted():
+    with planted.planted():
         for count, seed in enumerate(range(first, first + seeds_max), 1):
             outcome = simulate(seed, faults_until_s=faults_until_s)
             if outcome.problems:
@@ -75,36 +69,14 @@ def hunt(mutant: Mutant, *, first: int = 1, seeds_max: int = SEEDS_MAX, faults_u
     return None
 
 
-MUTANTS: Final[dict[str, Mutant]] = {}
-
-
-def _mutant(breaks: str) -> Callable[[Callable[[], contextlib.AbstractContextManager[Any]]], Planted]:
-    def register(planted: Planted) -> Planted:
-        name = planted.__name__.replace("_", "-")
-        MUTANTS[name] = Mutant(name, breaks, planted)
-        return planted
-
-    return register
-
-
-def _around(owner: Any, name: str, wrong: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
-    """`wrong(right, *arguments)` in place of `owner.name`."""
-    right = getattr(owner, name)
-
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return wrong(right, *args, **kwargs)
-
-    return mock.patch.object(owner, name, replaced)
-
-
 def _without(**guards: bool) -> contextlib.AbstractContextManager[Any]:
-    return _around(Voter, "__init__", lambda right, self, **kwargs: right(self, **{**kwargs, "guards": Guards(**guards)}))
+    return around(Voter, "__init__", lambda right, self, **kwargs: right(self, **{**kwargs, "guards": Guards(**guards)}))
 
 
 # --- replication ------------------------------------------------------------------------------------------------------
 
 
-@_mutant("acks=all is answered before the high watermark has passed the batch")
+@mutant("acks=all is answered before the high watermark has passed the batch")
 def acknowledge_before_high_watermark() -> Any:
     def wrong(self: Partition, appended: Any, *, timeout_ms: int) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -114,25 +86,25 @@ def acknowledge_before_high_watermark() -> Any:
     return mock.patch.object(Partition, "wait_for_acks", wrong)
 
 
-@_mutant("consumers read above the high watermark")
+@mutant("consumers read above the high watermark")
 def consumers_read_above_high_watermark() -> Any:
-    return _around(Partition, "read", lambda right, self, target, **kwargs: right(self, target, **{**kwargs, "is_follower": True}))
+    return around(Partition, "read", lambda right, self, target, **kwargs: right(self, target, **{**kwargs, "is_follower": True}))
 
 
-@_mutant("a follower serves consumers above its high watermark")
+@mutant("a follower serves consumers above its high watermark")
 def follower_serves_above_high_watermark() -> Any:
     def wrong(right: Any, self: Partition, target: Any, *, is_follower: bool, **kwargs: Any) -> Any:
         return right(self, target, is_follower=is_follower or self.leading is None, **kwargs)
 
-    return _around(Partition, "read", wrong)
+    return around(Partition, "read", wrong)
 
 
-@_mutant("acks=all is accepted and committed with an ISR below min.insync.replicas")
+@mutant("acks=all is accepted and committed with an ISR below min.insync.replicas")
 def min_insync_replicas_ignored() -> Any:
     return mock.patch.object(LeaderState, "min_isr", lambda self, _minimum: 1)
 
 
-@_mutant("the high watermark counts neither a member whose admission is pending nor those who are about to be admitted")
+@mutant("the high watermark counts neither a member whose admission is pending nor those who are about to be admitted")
 def high_watermark_ignores_pending_expansion() -> Any:
     def wrong(self: LeaderState, *, leader_end_offset: int, min_insync_replicas: int, now_ms: int, brokers: Any) -> bool:
         if not self.has_enough_replicas(min_insync_replicas):
@@ -145,17 +117,17 @@ def high_watermark_ignores_pending_expansion() -> Any:
     return mock.patch.object(LeaderState, "advance", wrong)
 
 
-@_mutant("the high watermark leaves out a member before its removal is committed")
+@mutant("the high watermark leaves out a member before its removal is committed")
 def high_watermark_anticipates_removal() -> Any:
     def wrong(right: Any, self: LeaderState, added: Any, removed: Any, own_broker_epoch: int) -> Any:
         change = right(self, added, removed, own_broker_epoch)
         self._maximal = self.isr - removed
         return change
 
-    return _around(LeaderState, "_propose", wrong)
+    return around(LeaderState, "_propose", wrong)
 
 
-@_mutant("the high watermark follows a majority of the ISR in place of all of it")
+@mutant("the high watermark follows a majority of the ISR in place of all of it")
 def high_watermark_by_majority() -> Any:
     def wrong(self: LeaderState, *, leader_end_offset: int, min_insync_replicas: int, now_ms: int, brokers: Any) -> bool:
         ends = sorted([leader_end_offset, *(f.log_end_offset for node, f in self.followers.items() if node in self.isr)], reverse=True)
@@ -167,7 +139,7 @@ def high_watermark_by_majority() -> Any:
     return mock.patch.object(LeaderState, "advance", wrong)
 
 
-@_mutant("followers join the ISR without having caught up")
+@mutant("followers join the ISR without having caught up")
 def isr_expansion_without_catching_up() -> Any:
     def wrong(right: Any, self: LeaderState, brokers: Any, *, own_broker_epoch: int) -> Any:
         mark, start = self.high_watermark, self.epoch_start_offset
@@ -177,19 +149,19 @@ def isr_expansion_without_catching_up() -> Any:
         finally:
             self.high_watermark, self.epoch_start_offset = mark, start
 
-    return _around(LeaderState, "propose_expansion", wrong)
+    return around(LeaderState, "propose_expansion", wrong)
 
 
-@_mutant("a new follower cuts its log at its high watermark, as before KIP-101")
+@mutant("a new follower cuts its log at its high watermark, as before KIP-101")
 def truncate_to_high_watermark() -> Any:
     def wrong(right: Any, self: Partition, image: Any) -> None:
         self.log.truncate_to(self.high_watermark)
         right(self, image)
 
-    return _around(Partition, "_follow", wrong)
+    return around(Partition, "_follow", wrong)
 
 
-@_mutant("a leader does not tell a follower where their logs part")
+@mutant("a leader does not tell a follower where their logs part")
 def fetch_without_divergence() -> Any:
     def wrong(self: Partition, target: Any) -> None:
         if not self.log.log_start_offset <= target.fetch_offset <= self.log.log_end_offset:
@@ -198,12 +170,12 @@ def fetch_without_divergence() -> Any:
     return mock.patch.object(Partition, "check_fetch", wrong)
 
 
-@_mutant("the leader epoch of a fetch is not checked")
+@mutant("the leader epoch of a fetch is not checked")
 def fetch_without_leader_epoch_check() -> Any:
     return mock.patch("raftlog.broker.partition.check_leader_epoch", lambda _requested, _current: None)
 
 
-@_mutant("a follower believes the leader's high watermark beyond its own log")
+@mutant("a follower believes the leader's high watermark beyond its own log")
 def follower_mark_beyond_its_log() -> Any:
     def wrong(self: FollowerState, leader_high_watermark: int, *, log_end_offset: int) -> bool:
         self.high_watermark = max(self.high_watermark, leader_high_watermark)
@@ -212,7 +184,7 @@ def follower_mark_beyond_its_log() -> Any:
     return mock.patch.object(FollowerState, "learn_high_watermark", wrong)
 
 
-@_mutant("a follower takes a lower high watermark from a new leader")
+@mutant("a follower takes a lower high watermark from a new leader")
 def follower_mark_moves_back() -> Any:
     def wrong(self: FollowerState, leader_high_watermark: int, *, log_end_offset: int) -> bool:
         self.high_watermark = min(leader_high_watermark, log_end_offset)
@@ -221,7 +193,7 @@ def follower_mark_moves_back() -> Any:
     return mock.patch.object(FollowerState, "learn_high_watermark", wrong)
 
 
-@_mutant("a deposed leader goes on leading")
+@mutant("a deposed leader goes on leading")
 def deposed_leader_keeps_leading() -> Any:
     def wrong(right: Any, self: Partition, image: Any, *, node_id: int, lag_ms_max: int, now_ms: int) -> Change:
         if self.leading is not None and image.leader != node_id:
@@ -229,26 +201,26 @@ def deposed_leader_keeps_leading() -> Any:
         changed: Change = right(self, image, node_id=node_id, lag_ms_max=lag_ms_max, now_ms=now_ms)
         return changed
 
-    return _around(Partition, "become", wrong)
+    return around(Partition, "become", wrong)
 
 
 # --- idempotence and recovery -----------------------------------------------------------------------------------------
 
 
-@_mutant("the sequence numbers of producers are not checked")
+@mutant("the sequence numbers of producers are not checked")
 def sequences_unchecked() -> Any:
     return mock.patch.object(ProducerStates, "check", lambda self, header, *, sequences=True: None)
 
 
-@_mutant("what producers have sent is forgotten at a restart")
+@mutant("what producers have sent is forgotten at a restart")
 def producers_lost_at_restart() -> Any:
     stack = contextlib.ExitStack()
-    stack.enter_context(_around(loading, "read_snapshot", lambda right, *args, **kwargs: (ProducerStates(), right(*args, **kwargs)[1])))
+    stack.enter_context(around(loading, "read_snapshot", lambda right, *args, **kwargs: (ProducerStates(), right(*args, **kwargs)[1])))
     stack.enter_context(mock.patch.object(loading.Loader, "_see_producers", lambda self, found: None))
     return stack
 
 
-@_mutant("what producers have sent is not learned from the leader")
+@mutant("what producers have sent is not learned from the leader")
 def producers_unknown_to_followers() -> Any:
     from raftlog.storage.appends import LogAppends
 
@@ -259,18 +231,18 @@ def producers_unknown_to_followers() -> Any:
         finally:
             self.producers = known
 
-    return _around(LogAppends, "append_as_follower", wrong)
+    return around(LogAppends, "append_as_follower", wrong)
 
 
-@_mutant("the same block of producer ids is given away again and again")
+@mutant("the same block of producer ids is given away again and again")
 def producer_ids_given_twice() -> Any:
     def wrong(right: Any, image: Any, request: Any) -> Any:
         return Decision((), right(image, request).reply)
 
-    return _around(producers, "decide_allocate_producer_ids", wrong)
+    return around(producers, "decide_allocate_producer_ids", wrong)
 
 
-@_mutant("the tail of a log is not checked after a loss of power")
+@mutant("the tail of a log is not checked after a loss of power")
 def torn_tail_accepted() -> Any:
     return mock.patch.object(segment, "Scan", lambda start, end, *, crc: Scan(start, end, crc=False))
 
@@ -278,7 +250,7 @@ def torn_tail_accepted() -> Any:
 # --- the controller ---------------------------------------------------------------------------------------------------
 
 
-@_mutant("leaders are elected from outside the ISR")
+@mutant("leaders are elected from outside the ISR")
 def elect_from_outside_the_isr() -> Any:
     def wrong(partition: Any, replicas: Any, isr: Any, acceptable: Any, election: Any) -> tuple[int, bool]:
         for node_id in (partition.leader, *replicas):
@@ -289,14 +261,14 @@ def elect_from_outside_the_isr() -> Any:
     return mock.patch.object(elections, "_elect", wrong)
 
 
-@_mutant("an election leaves the leader epoch as it is")
+@mutant("an election leaves the leader epoch as it is")
 def leader_epoch_not_raised() -> Any:
     def wrong(right: Any, partition: Any, change: Any) -> Any:
         return dataclasses.replace(right(partition, change), leader_epoch=partition.leader_epoch)
 
     stack = contextlib.ExitStack()
-    stack.enter_context(_around(images, "changed_partition", wrong))
-    stack.enter_context(_around(partitions, "changed_partition", wrong))
+    stack.enter_context(around(images, "changed_partition", wrong))
+    stack.enter_context(around(partitions, "changed_partition", wrong))
     return stack
 
 
@@ -308,39 +280,39 @@ def _refusal_without(**ignored: str) -> Any:
         asked = types.SimpleNamespace(**known | {name: getattr(partition, field) for name, field in ignored.items()})
         return right(image, partition, asked, node_id, members)
 
-    return _around(partitions, "_refusal", wrong)
+    return around(partitions, "_refusal", wrong)
 
 
-@_mutant("AlterPartition does not check the partition epoch")
+@mutant("AlterPartition does not check the partition epoch")
 def alter_partition_without_partition_epoch() -> Any:
     return _refusal_without(partition_epoch="partition_epoch")
 
 
-@_mutant("AlterPartition admits brokers that are fenced or have another epoch")
+@mutant("AlterPartition admits brokers that are fenced or have another epoch")
 def alter_partition_admits_anybody() -> Any:
     return mock.patch.object(partitions, "_eligible", lambda image, member, epoch: True)
 
 
-@_mutant("a broker that comes back keeps its places in the ISRs, whatever it has lost")
+@mutant("a broker that comes back keeps its places in the ISRs, whatever it has lost")
 def restarted_broker_stays_in_isr() -> Any:
     def wrong(right: Any, *args: Any, **kwargs: Any) -> Any:
         decision = right(*args, **kwargs)
         return Decision([record for record in decision.records if not isinstance(record, r.PartitionChangeRecord)], decision.reply)
 
-    return _around(brokers, "decide_register", wrong)
+    return around(brokers, "decide_register", wrong)
 
 
-@_mutant("a broker is unfenced before it has seen its own registration")
+@mutant("a broker is unfenced before it has seen its own registration")
 def unfenced_without_catching_up() -> Any:
     stack = contextlib.ExitStack()
     stack.enter_context(
-        _around(brokers, "decide_heartbeat", lambda right, image, request, **kwargs: right(image, request, **{**kwargs, "registration_offset": -1}))
+        around(brokers, "decide_heartbeat", lambda right, image, request, **kwargs: right(image, request, **{**kwargs, "registration_offset": -1}))
     )
-    stack.enter_context(_around(BrokerLifecycle, "start", lambda right, self: (setattr(self, "_ready", True), right(self))[1]))
+    stack.enter_context(around(BrokerLifecycle, "start", lambda right, self: (setattr(self, "_ready", True), right(self))[1]))
     return stack
 
 
-@_mutant("those that follow the active controller skip a record now and then")
+@mutant("those that follow the active controller skip a record now and then")
 def followers_skip_a_record() -> Any:
     def wrong(right: Any, self: Controller, batch: CommittedBatch) -> None:
         records: Iterable[bytes] = batch.records
@@ -348,21 +320,21 @@ def followers_skip_a_record() -> Any:
             records = [value for value in records if not isinstance(r.decode(value), r.PartitionChangeRecord)]
         right(self, dataclasses.replace(batch, records=list(records)))
 
-    return _around(Controller, "apply", wrong)
+    return around(Controller, "apply", wrong)
 
 
-@_mutant("snapshots miss the topics' configs")
+@mutant("snapshots miss the topics' configs")
 def snapshot_misses_configs() -> Any:
     def wrong(right: Any, self: Controller) -> Iterator[bytes]:
         return (value for value in right(self) if not isinstance(r.decode(value), r.ConfigRecord))
 
-    return _around(Controller, "take_snapshot", wrong)
+    return around(Controller, "take_snapshot", wrong)
 
 
 # --- reassignments ----------------------------------------------------------------------------------------------------
 
 
-@_mutant("a reassignment ends when it begins, and its new replicas are taken for in sync")
+@mutant("a reassignment ends when it begins, and its new replicas are taken for in sync")
 def reassignment_ends_too_soon() -> Any:
     def wrong(assignment: Assignment, isr: Any) -> Any:
         if not (assignment.adding or assignment.removing):
@@ -373,7 +345,7 @@ def reassignment_ends_too_soon() -> Any:
     return mock.patch.object(elections, "completed", wrong)
 
 
-@_mutant("the high watermark goes on waiting for a replica that was taken out")
+@mutant("the high watermark goes on waiting for a replica that was taken out")
 def removed_replica_counts() -> Any:
     gone: dict[Partition, set[int]] = {}
 
@@ -387,12 +359,12 @@ def removed_replica_counts() -> Any:
         return False if gone.get(self) else bool(right(self, **kwargs))
 
     stack = contextlib.ExitStack()
-    stack.enter_context(_around(Partition, "become", become))
-    stack.enter_context(_around(Partition, "advance_high_watermark", advance))
+    stack.enter_context(around(Partition, "become", become))
+    stack.enter_context(around(Partition, "advance_high_watermark", advance))
     return stack
 
 
-@_mutant("a broker keeps a replica that was taken from it")
+@mutant("a broker keeps a replica that was taken from it")
 def removed_replica_stays() -> Any:
     return mock.patch.object(ReplicaManager, "_remove", lambda self, partition, changes: None)
 
@@ -400,7 +372,7 @@ def removed_replica_stays() -> Any:
 # --- the quorum -------------------------------------------------------------------------------------------------------
 
 
-@_mutant("the metadata log is written, but not synced")
+@mutant("the metadata log is written, but not synced")
 def journal_not_synced() -> Any:
     def wrong(self: Journal) -> None:
         if self._state_dirty:
@@ -414,17 +386,17 @@ def journal_not_synced() -> Any:
     return mock.patch.object(Journal, "sync", wrong)
 
 
-@_mutant("a voter speaks before what it says is on its disk")
+@mutant("a voter speaks before what it says is on its disk")
 def speak_before_sync() -> Any:
     return _without(sync_first=False)
 
 
-@_mutant("a voter forgets its term and vote at a restart")
+@mutant("a voter forgets its term and vote at a restart")
 def vote_lost() -> Any:
     return mock.patch.object(Journal, "_read_state", lambda self: None)
 
 
-@_mutant("entries go before the snapshot that holds them is on the disk")
+@mutant("entries go before the snapshot that holds them is on the disk")
 def snapshot_durable_late() -> Any:
     return _without(snapshot_durable_first=False, reconciled_first=False)
 
@@ -432,17 +404,17 @@ def snapshot_durable_late() -> Any:
 # --- compaction -------------------------------------------------------------------------------------------------------
 
 
-@_mutant("compaction takes a key's last record away as well")
+@mutant("compaction takes a key's last record away as well")
 def compaction_takes_the_last_record() -> Any:
-    return _around(KeyOffsets, "last_of", lambda right, self, key: right(self, key) + 1)
+    return around(KeyOffsets, "last_of", lambda right, self, key: right(self, key) + 1)
 
 
-@_mutant("compaction takes the last sequence of a producer away")
+@mutant("compaction takes the last sequence of a producer away")
 def compaction_forgets_producers() -> Any:
     return mock.patch.object(ProducerStates, "last_offsets", _last_offsets_of_nobody)
 
 
-@_mutant("the cleaner goes beyond the high watermark")
+@mutant("the cleaner goes beyond the high watermark")
 def compaction_beyond_the_mark() -> Any:
     return mock.patch.object(ReplicaManager, "_stable_offset", lambda self, name: self._logs.logs[name].log_end_offset)
 
@@ -454,23 +426,23 @@ def _last_offsets_of_nobody(self: ProducerStates) -> dict[int, int]:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-@_mutant("a broker's logs do not hear of other defaults of topics")
+@mutant("a broker's logs do not hear of other defaults of topics")
 def defaults_not_followed() -> Any:
     return mock.patch.object(ReplicaManager, "reconfigure", lambda self, settings: setattr(self, "_settings", settings))
 
 
-@_mutant("a config of all brokers comes before a broker's own")
+@mutant("a config of all brokers comes before a broker's own")
 def own_config_beneath_the_common_one() -> Any:
     def wrong(right: Any, self: BrokerConfigs) -> Any:
         return right(dataclasses.replace(self, own=self.common, common=self.own))
 
-    return _around(BrokerConfigs, "in_force", wrong)
+    return around(BrokerConfigs, "in_force", wrong)
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-@_mutant("an offset commit is answered before it is replicated")
+@mutant("an offset commit is answered before it is replicated")
 def offsets_answered_before_replication() -> Any:
     def wrong(right: Any, self: CoordinatorLog, records: Any) -> asyncio.Future[None]:
         future: asyncio.Future[None] = right(self, records)
@@ -478,10 +450,10 @@ def offsets_answered_before_replication() -> Any:
             future.set_result(None)
         return future
 
-    return _around(CoordinatorLog, "append", wrong)
+    return around(CoordinatorLog, "append", wrong)
 
 
-@_mutant("a new coordinator does not load the groups")
+@mutant("a new coordinator does not load the groups")
 def groups_not_loaded() -> Any:
     async def wrong(self: CoordinatorPartition) -> Shard:
         return Shard(self._settings)
@@ -489,21 +461,21 @@ def groups_not_loaded() -> Any:
     return mock.patch.object(CoordinatorPartition, "_read", wrong)
 
 
-@_mutant("a coordinator serves after another broker was elected")
+@mutant("a coordinator serves after another broker was elected")
 def coordinator_does_not_resign() -> Any:
     return mock.patch.object(GroupCoordinators, "resigned", lambda self, partition, leader_epoch: None)
 
 
-@_mutant("members of an earlier generation may commit offsets")
+@mutant("members of an earlier generation may commit offsets")
 def commits_of_any_generation() -> Any:
     return mock.patch.object(Group, "validate_commit", lambda self, **_: None)
 
 
-@_mutant("a consumer group's partition is given to another member before its owner has given it up")
+@mutant("a consumer group's partition is given to another member before its owner has given it up")
 def assigned_while_owned() -> Any:
-    return _around(Reconciliation, "next", lambda right, self: right(dataclasses.replace(self, owners={})))
+    return around(Reconciliation, "next", lambda right, self: right(dataclasses.replace(self, owners={})))
 
 
-@_mutant("members of a consumer group may commit offsets whatever their epoch, or when they are out")
+@mutant("members of a consumer group may commit offsets whatever their epoch, or when they are out")
 def commits_of_any_epoch() -> Any:
     return mock.patch.object(ConsumerGroup, "validate_commit", lambda self, **_: None)

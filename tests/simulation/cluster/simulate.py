@@ -20,10 +20,14 @@ from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
 from tests.simulation.cluster.configs import Configurer
 from tests.simulation.cluster.consumers import ConsumerMember
+from tests.simulation.cluster.deletions import CONFIGS as TRIMMED_CONFIGS
+from tests.simulation.cluster.deletions import TOPIC as TRIMMED
+from tests.simulation.cluster.deletions import Deleter, LogStarts, TrimmedReader
 from tests.simulation.cluster.groups import Auditor, LoneConsumer, Member
 from tests.simulation.cluster.harness import SimulatedCluster, rack_of
 from tests.simulation.cluster.history import Recorder
 from tests.simulation.cluster.nemesis import Nemesis
+from tests.simulation.cluster.offset_deletes import OffsetEraser
 from tests.simulation.cluster.probes import AlterPartitionProbe
 from tests.simulation.cluster.readers import STAMPED, STAMPED_CONFIGS, NearConsumer, StampedConsumer
 from tests.simulation.cluster.reassigner import Reassigner
@@ -38,6 +42,7 @@ TOPIC: Final = "events"
 PARTITIONS: Final = 3
 MEMBERS: Final = 2
 RECOVERY_S_MAX: Final = 90.0
+TRIMMED_PAUSE_MS_MAX: Final = 800
 PADDING_BYTES: Final = 40_000  # Enough for a batch to be converted off the event loop.
 
 
@@ -81,6 +86,7 @@ class _Life:
         self._recorder = Recorder(loop)
         self._oracle = _Oracle(self._cluster)
         self._nemesis = Nemesis(self._cluster, self._plan)
+        self._starts = LogStarts(self._cluster, self._recorder)
         watch = Watch(self._cluster)
         problems: list[str] = []
         try:
@@ -113,23 +119,29 @@ class _Life:
         self._tempo.begin(loop.time())
         await admin.create_topic(TABLE, partitions=1, replicas=3, configs=TABLE_CONFIGS)
         churn = TopicChurn(*self._client("churn"))
-        watching = loop.create_task(watch.run())
+        await admin.create_topic(TRIMMED, partitions=1, replicas=3, configs=TRIMMED_CONFIGS)
+        deleter, eraser = Deleter(*self._client("deleter"), starts=self._starts), OffsetEraser(*self._client("eraser"), topic=TOPIC)
+        watching = [loop.create_task(watch.run()), loop.create_task(self._starts.run())]
         configurer = Configurer(*self._client("configurer"), topic=TOPIC, node_id=1, port=cluster.bootstrap_ports()[0])
         movers = self._movers(watch)
-        others = [churn.run(until_s=until_s), configurer.run(until_s=until_s), *(mover.run(until_s=until_s) for mover in movers)]
+        others = [one.run(until_s=until_s) for one in (churn, configurer, deleter, eraser, *movers)]
         await asyncio.gather(self._nemesis.run(), *others, *self._workload(until_s))
         finals = [Consumer(*self._client("final"), topic=TOPIC, partition=partition) for partition in range(PARTITIONS)]
         finals += [self._near_consumer(partition) for partition in range(PARTITIONS)]
         finals.append(StampedConsumer(*self._client("final"), topic=STAMPED, partition=0))
+        finals.append(TrimmedReader(*self._client("final"), starts=self._starts))
         table = TableReader(*self._client("final"), ledger=self._ledger)
         async with asyncio.timeout(RECOVERY_S_MAX):
             await cluster.wait_until_whole()
             for mover in movers:
                 await mover.finish()
-            await asyncio.gather(*(self._write_once(partition) for partition in range(PARTITIONS)))
+            await asyncio.gather(*(self._write_once(TOPIC, partition) for partition in range(PARTITIONS)), self._write_once(TRIMMED, 0))
             await watch.wait_for_metadata()  # From here on nobody holds itself for a leader that was deposed meanwhile.
-            await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end(), table.read_to_end())
-        watching.cancel()
+            await asyncio.gather(*(final.read_to_end() for final in finals), churn.read_to_end(), table.read_to_end(), eraser.read_to_end())
+            deleted_offset = await deleter.finish()
+        await self._starts.check_end(deleted_offset)
+        for task in watching:
+            task.cancel()
         exists = CHURN in cluster.newest.topics
         if (churn.name and not exists) or (exists and not churn.name and churn.is_settled):
             watch.problems.append(f"topic lost: {CHURN} should {'' if churn.name else 'not '}exist")
@@ -156,6 +168,7 @@ class _Life:
             AlterPartitionProbe(self._cluster, self._recorder, random.Random(f"{self._plan.seed} probe")),
         )
         work += self._data_path(until_s)
+        work += self._trimmed(until_s)
         work.append(TableWriter(*self._client("table"), ledger=self._ledger).run(until_s=until_s))
         work.append(TableReader(*self._client("table"), ledger=self._ledger).run(until_s=until_s))
         work.append(TableNoise(*self._client("noise")).run(until_s=until_s))
@@ -171,6 +184,15 @@ class _Life:
         consumer = StampedConsumer(*self._client("consumer"), topic=STAMPED, partition=0)
         return [*work, consumer.run(until_s=until_s)]
 
+    def _trimmed(self, until_s: float) -> list[Coroutine[Any, Any, None]]:
+        """What is written to the topic whose beginning is deleted, and read of it."""
+        work = [TrimmedReader(*self._client("trimmed"), starts=self._starts).run(until_s=until_s)]
+        for acks, idempotent in ((-1, True), (1, False)):
+            producer = Producer(*self._client("trimmed"), topic=TRIMMED, partition=0, acks=acks, idempotent=idempotent)
+            producer.pause_ms_max = TRIMMED_PAUSE_MS_MAX
+            work.append(producer.run(until_s=until_s))
+        return work
+
     def _near_consumer(self, partition: int) -> NearConsumer:
         """In the rack of a node that may host a replica."""
         rack = rack_of(self._cluster.node_ids[partition % len(self._cluster.node_ids)])
@@ -178,8 +200,8 @@ class _Life:
         self._near.append(consumer)
         return consumer
 
-    async def _write_once(self, partition: int) -> None:
-        await Producer(*self._client("last"), topic=TOPIC, partition=partition, acks=-1, idempotent=True).send_until_acknowledged()
+    async def _write_once(self, topic: str, partition: int) -> None:
+        await Producer(*self._client("last"), topic=topic, partition=partition, acks=-1, idempotent=True).send_until_acknowledged()
 
     def _movers(self, watch: Watch) -> list[Reassigner]:
         if not self._plan.moves:
