@@ -10,7 +10,8 @@ The map of this tree. Imports go downward only; what is marked PURE decides with
     server/       a node put together: node.py (start to stop), broker_role.py, controller_role.py, run.py (as a process),
                   router.py (request to handler), handlers/ (one family of APIs per file), metrics.py
     dump.py       what is in a data directory's files, for `raftlog log dump`
-    broker/       what a broker does: replicas.py (partitions it hosts), fetchers.py (following), coordinators.py (groups),
+    broker/       what a broker does: replicas.py (partitions it hosts), roles.py (who leads and follows, by the image),
+                  fetchers.py (following), coordinators.py (groups),
                   metadata.py (the image it sees), channel.py (to the controller), lifecycle.py (registration, heartbeats),
                   dynamic_settings.py (settings that change at run time)
     quorum/       the metadata log's consensus: quorum.py (its face), raft.py, journal.py; controller.py decides on top of it

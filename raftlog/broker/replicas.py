@@ -1,13 +1,10 @@
-"""The partitions this broker hosts: who leads them, appending, fetching, the high watermark, and what the image asks for."""
+"""The partitions this broker hosts: appending, reading, deleting, the high watermark, and the timers over them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Final
 
 from raftlog.broker.fetchers import ReplicaFetchers
@@ -16,20 +13,17 @@ from raftlog.broker.hosted import HostedPartitions
 from raftlog.broker.isr import ControllerRequests, IsrChanges
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.reads import EpochEnd, Fetched, FetchLimits, FetchTarget, Isolation, TimestampedOffset
+from raftlog.broker.roles import OnElected, OnResigned, ReplicaRoles
 from raftlog.broker.sessions import SessionFetches
 from raftlog.broker.throttles import ReplicationThrottles
 from raftlog.config import Settings
 from raftlog.core.log.producers import ProducerState
 from raftlog.core.metadata.image import MetadataDelta, MetadataImage
-from raftlog.core.metadata.image import Partition as PartitionImage
-from raftlog.core.metadata.records import RESOURCE_TOPIC
 from raftlog.environment import Buffer, Environment
 from raftlog.errors import ApiError, InvalidRequiredAcks, InvalidTopic, KafkaStorageError, NotLeaderOrFollower, StorageError, error_for
 from raftlog.ids import INTERNAL_TOPICS, NO_LEADER_EPOCH, LeaderEpoch, NodeId, Offset, ProducerId, TopicId, TopicName, TopicPartition
 from raftlog.protocol.batches import iterate_headers
-from raftlog.protocol.wire import NO_UUID
 from raftlog.storage.cleaner import LogCleaner
-from raftlog.topic_config import TopicConfig
 
 if TYPE_CHECKING:
     from raftlog.storage.log import Appended
@@ -38,26 +32,8 @@ if TYPE_CHECKING:
 INTERNAL_APPEND_TIMEOUT_MS: Final = 60_000  # Coordinators stop waiting sooner, but apply what is committed late.
 COMMITTED_READ_BYTES: Final = 1 << 20
 COMMITTED_READ_WAIT_MS: Final = 1000
-CREATED_PER_IMAGE_MAX: Final = 8  # Logs that `apply_metadata` makes itself; one takes 0.3 ms, 2 ms on a busy disk.
-CREATED_PER_SLICE_MAX: Final = 4  # Of the rest, between two turns of the event loop.
-SLICES_PER_FETCH: Final = 16  # Fetchers hear of new partitions in larger portions: each is a request of its own.
-
-_Role = tuple[Partition, Change, bool]  # What became of it, and whether this broker led it before.
-
-OnElected = Callable[[int, LeaderEpoch], None]
-OnResigned = Callable[[int, LeaderEpoch], None]
 
 logger = logging.getLogger(__name__)
-
-
-class _Changes:
-    """What one step of following the metadata did to the roles, and how many logs it may still create."""
-
-    __slots__ = ("creations_left", "roles")
-
-    def __init__(self, creations: int) -> None:
-        self.roles: list[_Role] = []
-        self.creations_left = creations
 
 
 class ReplicaManager:
@@ -81,14 +57,9 @@ class ReplicaManager:
         self._clock = environment.clock
         self._settings = settings
         self._logs = logs
-        self._node_id = node_id
         self._on_disk_failure = on_disk_failure
-        self._applied_first = False
-        self._disk_failed = self._is_closed = False
+        self._disk_failed = False
         self._hosted = HostedPartitions(node_id)
-        self._to_create: dict[TopicPartition, None] = {}  # Assigned to this broker by the latest image, but without a log yet.
-        self._creation: asyncio.Task[None] | None = None
-        self._listeners: dict[TopicName, list[tuple[OnElected, OnResigned]]] = defaultdict(list)
         self._isr_changes = IsrChanges(controller, node_id, broker_epoch=lambda: self._hosted.own_broker_epoch, on_settled=self._isr_settled)
         self._throttles = ReplicationThrottles(settings, environment.clock)
         self._fetches = FetchService(
@@ -96,6 +67,16 @@ class ReplicaManager:
         )
         self.sessions = SessionFetches(environment, self._fetches, slots_max=settings.max_incremental_fetch_session_cache_slots)
         self._fetchers = ReplicaFetchers(environment, settings, self._hosted, self._throttles.following, self.storage_failed)
+        self._roles = ReplicaRoles(
+            settings,
+            environment.clock,
+            logs,
+            self._hosted,
+            self._fetches,
+            self._fetchers,
+            on_isr_settled=self._isr_settled,
+            on_storage_error=self.storage_failed,
+        )
         self.cleaner = LogCleaner(environment, settings, logs, stable_offset=self._stable_offset, on_storage_error=self.storage_failed)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -116,8 +97,7 @@ class ReplicaManager:
 
         From now on no image changes what is hosted here, so that the logs can be closed.
         """
-        self._is_closed = True
-        self._to_create.clear()
+        self._roles.stop()
         for task in self._tasks:
             task.cancel()
         await self.wait_until_created()  # At most the slice that is being made.
@@ -135,7 +115,7 @@ class ReplicaManager:
     def abandon(self) -> None:
         """Stop as a crash does: nothing is written or answered any more."""
         self._disk_failed = True
-        self._to_create.clear()
+        self._roles.stop()
         self._fetchers.abandon()
         self._isr_changes.abandon()
         self.cleaner.abandon()
@@ -163,185 +143,27 @@ class ReplicaManager:
         return self._hosted.leader_of(partition)
 
     def apply_metadata(self, image: MetadataImage, delta: MetadataDelta | None) -> None:
-        """Become what `image` says: leader, follower or nothing of each partition.
+        """Become what `image` says: leader, follower or nothing of each partition. See `ReplicaRoles.apply`.
 
-        The first call reconciles everything (its delta is ignored) and removes logs of topics that are gone or have
-        another id: it must bring an image that has caught up with this broker's own registration.
-
-        What is hosted already changes its role at once. Of new partitions beyond CREATED_PER_IMAGE_MAX the logs are made
-        bit by bit afterwards, each partition then as the latest image says; until then requests for it are refused with
-        NOT_LEADER_OR_FOLLOWER, as by a broker that has not heard of it yet. `wait_until_created` waits for them.
+        Until a new partition's log is made, requests for it are refused with NOT_LEADER_OR_FOLLOWER, as by a broker that has
+        not heard of it yet. `wait_until_created` waits for all.
         """
-        first, self._applied_first = not self._applied_first, True
-        self._hosted.image = image
-        if self._disk_failed or self._is_closed:
-            return
-        with self._changing(CREATED_PER_IMAGE_MAX) as changes:
-            if first or delta is None:
-                self._set_strays_aside(image)
-                for name, topic in image.topics.items():
-                    self._apply_topic(name, image, topic.partitions.keys(), changes)
-            else:
-                self._apply_delta(image, delta, changes)
-        if self._to_create and self._creation is None:
-            self._creation = asyncio.get_running_loop().create_task(self._create_rest())
+        self._roles.apply(image, delta)
 
     async def wait_until_created(self) -> None:
         """Until every partition that the latest image assigns to this broker is hosted."""
-        while self._creation is not None:
-            await asyncio.wait([self._creation])
-
-    async def _create_rest(self) -> None:
-        try:
-            for slice_number in count(1):
-                await asyncio.sleep(0)
-                if not self._to_create:
-                    break
-                with self._changing(CREATED_PER_SLICE_MAX, follow=slice_number % SLICES_PER_FETCH == 0) as changes:
-                    while self._to_create and changes.creations_left > 0:
-                        name = next(iter(self._to_create))
-                        del self._to_create[name]
-                        if name.topic in self.image.topics:
-                            self._apply_topic(name.topic, self.image, (name.partition,), changes)
-            self._fetchers.apply(self.image)
-        except Exception:
-            logger.exception("%d partitions are not hosted: creating their logs failed", len(self._to_create) + 1)
-        finally:
-            self._creation = None
-
-    @contextmanager
-    def _changing(self, creations: int, *, follow: bool = True) -> Iterator[_Changes]:
-        """Collect changes of roles, then tell listeners of them, and fetchers if they shall `follow` at once.
-
-        A failing disk takes everything offline.
-        """
-        changes = _Changes(creations)
-        try:
-            yield changes
-        except (StorageError, KafkaStorageError) as error:
-            self._to_create.clear()
-            self.storage_failed(error)
-            return
-        if follow:
-            self._fetchers.apply(self.image)
-        for partition, change, led in changes.roles:
-            self._tell_listeners(partition, change, led)
-
-    def _apply_delta(self, image: MetadataImage, delta: MetadataDelta, changes: _Changes) -> None:
-        for topic_id, name in delta.deleted_topics.items():
-            for partition in self._hosted.of_topic(topic_id):
-                assert partition.name.topic == name
-                self._remove(partition, changes)
-        for name in sorted(delta.changed_topics):
-            topic = image.topics.get(name)
-            if topic is not None:
-                self._apply_topic(name, image, delta.changed_partitions.get(name, topic.partitions.keys()), changes)
-        for kind, name in sorted(delta.changed_configs):
-            if kind == RESOURCE_TOPIC:
-                self._reconfigure(name, image)
-        if delta.changed_brokers:  # Who was fenced holds no mark back, who is unfenced may be admitted.
-            for partition in self._hosted:
-                leading = partition.leading
-                if leading is not None and len(leading.isr) < len(leading.replicas):
-                    self._isr_settled(partition)
-                    self._fetches.expand_isr(partition)
-                partition.low_watermark_moved(image.brokers)
-
-    def _apply_topic(self, name: TopicName, image: MetadataImage, indexes: Iterable[int], changes: _Changes) -> None:
-        topic = image.topics[name]
-        config: TopicConfig | None = None
-        for index in indexes:
-            state = topic.partitions.get(index)
-            partition = TopicPartition(name, index)
-            hosted = self._hosted.by_name.get(partition)
-            if hosted is not None and (hosted.topic_id != topic.topic_id or state is None or self._node_id not in state.replicas):
-                self._remove(hosted, changes)
-                hosted = None
-            if state is None or self._node_id not in state.replicas:
-                continue
-            if hosted is None:
-                if self._logs.get(partition) is None:
-                    if changes.creations_left <= 0:
-                        self._to_create[partition] = None
-                        continue
-                    changes.creations_left -= 1
-                config = config or TopicConfig.resolve(self._settings, image.topic_configs(name))
-                hosted = self._add(partition, topic.topic_id, config)
-            self._become(hosted, state, changes)
-
-    def _become(self, partition: Partition, state: PartitionImage, changes: _Changes) -> None:
-        led = partition.leading is not None
-        now_ms = self._clock.monotonic_ms()
-        change = partition.become(state, node_id=self._node_id, lag_ms_max=self._settings.replica_lag_time_max_ms, now_ms=now_ms)
-        if change is not Change.NOTHING:
-            changes.roles.append((partition, change, led))
-            self._fetchers.changed(partition)
-        # Its ISR may be down to the leader alone.
-        partition.advance_high_watermark(now_ms=now_ms, brokers=self.image.brokers)
-
-    def _add(self, name: TopicPartition, topic_id: TopicId, config: TopicConfig) -> Partition:
-        log = self._logs.create(name, topic_id, config)  # Or the one that is there, if it is of this topic.
-        partition = Partition(name, topic_id, log, high_watermark=self._logs.high_watermarks.get(name, 0), purgatory=self._fetches.purgatory)
-        partition.configure(config, node_id=self._node_id)
-        self._hosted.add(partition)
-        return partition
-
-    def _remove(self, partition: Partition, changes: _Changes) -> None:
-        """The replica is none of ours any more: its topic is gone, or it was assigned elsewhere."""
-        led = partition.leading is not None
-        self._hosted.remove(partition)
-        partition.retire()
-        self._fetchers.changed(partition)
-        self._logs.delete(partition.name)
-        if led:
-            changes.roles.append((partition, Change.FOLLOWS, True))
-
-    def _set_strays_aside(self, image: MetadataImage) -> None:
-        for name, log in list(self._logs.logs.items()):
-            topic = image.topics.get(name.topic)
-            # A loss of power may have left no id. Such a log was never flushed, and its records may be of a topic that had
-            # the name before: only where there are none may it become this topic's.
-            is_unknown = log.topic_id == NO_UUID and log.log_start_offset == log.log_end_offset
-            is_same = topic is not None and (log.topic_id == topic.topic_id or is_unknown)
-            state = topic.partitions.get(name.partition) if topic is not None and is_same else None
-            if state is None or self._node_id not in state.replicas:
-                self._logs.set_aside(name)
+        await self._roles.wait_until_created()
 
     def reconfigure(self, settings: Settings) -> None:
         """Other settings from now on: each topic's defaults, and what it does not override, change at once."""
         self._settings = settings
         self._throttles.reconfigure(settings)
         self.cleaner.reconfigure(settings)
-        for name in {partition.name.topic: None for partition in self._hosted}:
-            self._reconfigure(name, self.image)
-
-    def _reconfigure(self, name: TopicName, image: MetadataImage) -> None:
-        topic = image.topics.get(name)
-        if topic is None:
-            return
-        config = TopicConfig.resolve(self._settings, image.topic_configs(name))
-        for partition in self._hosted.of_topic(topic.topic_id):
-            partition.log.reconfigure(config)
-            partition.configure(config, node_id=self._node_id)
-            self._isr_settled(partition)
+        self._roles.reconfigure(settings)
 
     def add_leadership_listener(self, topic: TopicName, on_elected: OnElected, on_resigned: OnResigned) -> None:
-        """Hear of every partition of `topic` that this broker begins or ceases to lead, after the change took effect.
-
-        A new leader epoch of a partition that it leads already is a resignation followed by an election. Partitions led at
-        the time of the call are reported at once.
-        """
-        self._listeners[topic].append((on_elected, on_resigned))
-        for partition in self._hosted:
-            if partition.name.topic == topic and partition.leading is not None:
-                on_elected(partition.name.partition, partition.leader_epoch)
-
-    def _tell_listeners(self, partition: Partition, change: Change, led: bool) -> None:
-        for on_elected, on_resigned in self._listeners.get(partition.name.topic, ()):
-            if led:
-                on_resigned(partition.name.partition, partition.leader_epoch)
-            if change is Change.ELECTED and partition.leading is not None:
-                on_elected(partition.name.partition, partition.leader_epoch)
+        """See `ReplicaRoles.add_listener`."""
+        self._roles.add_listener(topic, on_elected, on_resigned)
 
     # --- Appending ---
 
@@ -493,13 +315,14 @@ class ReplicaManager:
         if self._disk_failed:
             return answer
         self._disk_failed = True
+        self._roles.freeze()
         logger.error("the log directory failed, all its partitions are offline: %s", error)
         led = [partition for partition in self._hosted if partition.leading is not None]
         for partition in self._hosted:
             partition.retire(offline=True)
             self._fetchers.changed(partition)
         for partition in led:
-            self._tell_listeners(partition, Change.FOLLOWS, True)
+            self._roles.tell_listeners(partition, Change.FOLLOWS, True)
         if self._on_disk_failure is not None:
             self._on_disk_failure(str(error))
         return answer

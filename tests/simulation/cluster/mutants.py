@@ -16,6 +16,7 @@ from raftlog.broker.coordinators import GroupCoordinators
 from raftlog.broker.lifecycle import BrokerLifecycle
 from raftlog.broker.partition import Change, Partition
 from raftlog.broker.replicas import ReplicaManager
+from raftlog.broker.roles import ReplicaRoles
 from raftlog.core.controller import brokers, elections, partitions, producers
 from raftlog.core.controller.assignments import Assignment
 from raftlog.core.coordinators.consumer_group import ConsumerGroup
@@ -366,7 +367,7 @@ def removed_replica_counts() -> Any:
 
 @mutant("a broker keeps a replica that was taken from it")
 def removed_replica_stays() -> Any:
-    return mock.patch.object(ReplicaManager, "_remove", lambda self, partition, changes: None)
+    return mock.patch.object(ReplicaRoles, "_remove", lambda self, partition, changes: None)
 
 
 # --- the quorum -------------------------------------------------------------------------------------------------------
