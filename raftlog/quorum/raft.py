@@ -1,16 +1,13 @@
 """The Raft engine: pysyncobj decides elections, replication and commit; everything unsafe in it is kept out of reach.
 
-The only module that knows pysyncobj. What it shows is small: feed it connections, messages and ticks; take from it messages
-to send, committed entries, the term and who leads. It does no I/O of its own: the journal holds what it appends until its owner
-syncs it, and messages wait in an outbox. See `guards.py` for the rules that stand between the stock library and lost entries.
-
-pysyncobj keeps its clock and factories in the globals of one module. Each engine has its own copy of that module, so that
-several voters, each with its own clock, live in one process and nobody else's pysyncobj is touched.
+Only this module and syncobj.py know pysyncobj. What it shows is small: feed it connections, messages and ticks; take from it
+messages to send, committed entries, the term and who leads. It does no I/O of its own: the journal holds what it appends until
+its owner syncs it, and messages wait in an outbox. See `guards.py` for the rules that stand between the stock library and lost
+entries.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,52 +15,18 @@ from typing import Any, Final, Protocol
 
 from raftlog.errors import RaftlogError
 from raftlog.ids import NO_NODE, NodeId
+from raftlog.quorum import syncobj
 from raftlog.quorum.guards import Guards
 from raftlog.quorum.journal import KIND_NO_OP, KIND_RECORDS, Journal
 from raftlog.quorum.messages import ENTRIES_PER_MESSAGE_MAX, Entry, MalformedMessage, Message
 from raftlog.quorum.snapshots import Snapshot
 from raftlog.quorum.standins import EngineJournal, EngineSerializer, EngineTransport, NullPoller
 
-PYSYNCOBJ_VERSION: Final = "0.3.17"
 PROPOSALS_WAITING_MAX: Final = 10_000
 APPENDS_IN_FLIGHT_MAX: Final = 8  # Messages sent to one voter at a time; the rest follows its answers.
 
-# What this module touches inside SyncObj: checked at start-up, because no contract protects any of it.
-_METHODS: Final = (
-    "_SyncObj__onMessageReceived",
-    "_SyncObj__doApplyCommand",
-    "_SyncObj__loadDumpFile",
-    "_SyncObj__tryLogCompaction",
-    "_SyncObj__sendAppendEntries",
-    "_SyncObj__generateRaftTimeout",
-    "_checkCommandsToApply",
-    "_applyCommand",
-    "doTick",
-)
-_ATTRIBUTES: Final = (
-    "_SyncObj__commandsQueue",
-    "_SyncObj__commandsWaitingCommit",
-    "_SyncObj__connectedNodes",
-    "_SyncObj__needLoadDumpFile",
-    "_SyncObj__newAppendEntriesTime",
-    "_SyncObj__noopIDx",
-    "_SyncObj__otherNodes",
-    "_SyncObj__raftCommitIndex",
-    "_SyncObj__raftCurrentTerm",
-    "_SyncObj__raftElectionDeadline",
-    "_SyncObj__raftLastApplied",
-    "_SyncObj__raftLeader",
-    "_SyncObj__raftMatchIndex",
-    "_SyncObj__raftNextIndex",
-    "_SyncObj__raftState",
-)
-_GLOBALS: Final = ("createJournal", "createPoller", "monotonicTime", "Serializer", "PIPE_NOTIFIER_ENABLED", "SyncObj", "SyncObjConf", "Node")
 _FOLLOWER, _CANDIDATE, _LEADER = 0, 1, 2
 _ACCEPTED: Final = frozenset({"append_entries", "next_node_idx", "request_vote", "response_vote"})
-
-
-class EngineMismatch(RaftlogError):
-    """The installed pysyncobj is not the one that this module was written and simulated against."""
 
 
 class LogContradiction(RaftlogError):
@@ -99,26 +62,6 @@ class EngineOwner(Protocol):
         """Make a received snapshot durable, and the journal begin after it."""
 
 
-def _own_copy_of_syncobj() -> Any:
-    spec = importlib.util.find_spec("pysyncobj.syncobj")
-    if spec is None or spec.loader is None:
-        raise EngineMismatch("pysyncobj is not installed")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def check_engine(module: Any | None = None) -> None:
-    """Raises EngineMismatch unless pysyncobj has the version and the private names that this module depends on."""
-    module = module or _own_copy_of_syncobj()
-    if module.VERSION != PYSYNCOBJ_VERSION:
-        raise EngineMismatch(f"pysyncobj {PYSYNCOBJ_VERSION} is needed, {module.VERSION} is installed")
-    missing = [name for name in _GLOBALS if not hasattr(module, name)]
-    missing += [name for name in _METHODS if not callable(getattr(module.SyncObj, name, None))]
-    if missing:
-        raise EngineMismatch(f"pysyncobj lacks {', '.join(missing)}")
-
-
 class RaftEngine:
     """One voter's engine, from the state of its journal, which must agree with the snapshot already."""
 
@@ -150,13 +93,13 @@ class RaftEngine:
         self._probed: set[NodeId] = set()  # Voters whose place in the log is in doubt: one message at a time.
         self._put_off_until_s = 0.0  # The deadline of the last election that was put off.
         self.last_heard_s: dict[NodeId, float] = {}
-        module = _own_copy_of_syncobj()
-        check_engine(module)
+        module = syncobj.own_copy()
+        syncobj.check(module)
         self._transport = EngineTransport(self._outgoing)
         self._nodes = {voter: module.Node(voter) for voter in voters if voter != node_id}
         self._wire(module)
         others = [self._nodes[voter] for voter in sorted(self._nodes)]
-        self._raft = _engine_class(module, self)(module.Node(node_id), others, self._settings(module), transport=self._transport)
+        self._raft = syncobj.engine_class(module, self)(module.Node(node_id), others, self._settings(module), transport=self._transport)
         self._begin(snapshot, alone=not others)
 
     def _wire(self, module: Any) -> None:
@@ -183,9 +126,7 @@ class RaftEngine:
 
     def _begin(self, snapshot: Snapshot | None, *, alone: bool) -> None:
         raft = self._raft
-        missing = [name for name in _ATTRIBUTES if not hasattr(raft, name)]
-        if missing:
-            raise EngineMismatch(f"pysyncobj lacks {', '.join(missing)}")
+        syncobj.check_attributes(raft)
         if snapshot is not None:
             raft._SyncObj__raftLastApplied = raft._SyncObj__raftCommitIndex = snapshot.index
         raft._SyncObj__needLoadDumpFile = False
@@ -497,28 +438,3 @@ class RaftEngine:
         if old == _LEADER and new == _FOLLOWER:
             # The deadline is the one from before its election, long past: without this it would stand again at once.
             self._raft._SyncObj__raftElectionDeadline = self._now_s() + self.election_timeout_s()
-
-
-def _engine_class(module: Any, engine: RaftEngine) -> Any:
-    """SyncObj, from the engine's own copy of the module, with the methods replaced that would touch disk, pickle or spin."""
-
-    class Engine(module.SyncObj):  # type: ignore[misc]
-        def _SyncObj__doApplyCommand(self, command: bytes) -> object:
-            return engine.apply_command(command, super()._SyncObj__doApplyCommand)
-
-        def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
-            engine.snapshot_installed()
-
-        def _SyncObj__tryLogCompaction(self) -> None: ...
-
-        def _SyncObj__sendAppendEntries(self) -> None:
-            engine.send_appends()
-
-        def _SyncObj__generateRaftTimeout(self) -> float:
-            return engine.election_timeout_s()
-
-        def _checkCommandsToApply(self) -> None:
-            if engine.commands_allowed():
-                super()._checkCommandsToApply()
-
-    return Engine
