@@ -117,6 +117,9 @@ class BrokerLoad(NamedTuple):
     replicas: int = 0
 
 
+NO_LOAD: Final = BrokerLoad()
+
+
 @dataclass(slots=True)
 class MetadataDelta:
     """What a batch (or a snapshot, compared to the image before it) changed. `deleted_topics` holds the old ids.
