@@ -11,15 +11,14 @@ import contextlib
 import random
 import socket
 import struct
-import time
 import uuid
 import zlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from hostile_node import (
-    ANSWER_TIMEOUT_S,
     HOST,
     MEMORY_GROWTH_BYTES_MAX,
     RAFT_API_KEY,
@@ -38,7 +37,9 @@ from hostile_node import (
 )
 from hostile_requests import KNOWN_TOPIC, NODE_ID, HostileRequests, good_batch
 
+from raftlog.core.log import intake
 from raftlog.errors import ErrorCode
+from raftlog.protocol import batches
 from raftlog.protocol.apis import ApiKey, api_name
 from raftlog.protocol.batches import Compression, Record, crc32c, encode_batch
 from raftlog.protocol.messages import decode_response, encode_request
@@ -258,12 +259,12 @@ def test_a_compression_bomb_is_stored_as_it_is(cluster: Cluster, watched: LogWat
     bomb = encode_batch([record], compression=Compression.GZIP)
     garbage = batch(attributes=int(Compression.ZSTD))
     before = memory_bytes()
-    started_s = time.monotonic()
-    for number in range(20):
-        assert produced(port, bomb, topic=topic) == (ErrorCode.none, number)
-    assert produced(port, garbage, topic=topic)[0] is ErrorCode.none
+    with mock.patch.object(batches, "decompress") as opened, mock.patch.object(intake, "decompress_bounded") as opened_at_intake:
+        for number in range(20):
+            assert produced(port, bomb, topic=topic) == (ErrorCode.none, number)
+        assert produced(port, garbage, topic=topic)[0] is ErrorCode.none
+    assert not opened.called and not opened_at_intake.called
     assert memory_bytes() - before < len(record.value or b"")
-    assert time.monotonic() - started_s < ANSWER_TIMEOUT_S
 
 
 def test_a_compression_bomb_is_let_go_where_it_would_be_converted(cluster: Cluster, watched: LogWatch) -> None:

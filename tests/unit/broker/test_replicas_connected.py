@@ -80,12 +80,13 @@ def test_a_partition_added_while_a_fetch_waits_is_fetched_at_once(tmp_path: path
 
 def test_a_follower_that_hears_of_the_leader_first_does_not_wait_for_the_long_poll(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, _two)):
+        async with brokers(tmp_path, 2, {"replica.fetch.wait.max.ms": "30000"}) as (controller, (one, two)):
             controller.create_topic("t", (1, 2))
             await until(lambda: len(one.manager._fetches.purgatory) == 1)
             controller.hidden.add(1)
             controller.create_topic("u", (1, 2), topic_id=uuid.UUID(int=600))
-            await asyncio.sleep(0.05)
+            slots = two.manager._fetchers._fetchers[1]._slots[uuid.UUID(int=600)]
+            await until(lambda: slots[0].failures > 0)  # The leader does not know it yet.
             controller.reveal(1)
             async with asyncio.timeout(5):
                 await one.manager.append(TopicPartition("u", 0), batch("b"), acks=-1, timeout_ms=20_000)

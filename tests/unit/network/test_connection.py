@@ -76,6 +76,11 @@ class Server:
     def connection(self) -> ServerConnection:
         return self.contexts[0].connection
 
+    @property
+    def takes_nothing_more(self) -> bool:
+        """What has come and is not dispatched waits in the buffer, and the rest in the kernel."""
+        return self.connection._is_read_paused
+
 
 @asynccontextmanager
 async def serving(dispatch: Callable[[RequestContext, memoryview], Any], **changed: Any) -> AsyncIterator[Server]:
@@ -166,8 +171,7 @@ def test_requests_in_flight_are_bounded(run: Any) -> None:
         async with serving(dispatch) as server:
             reader, writer = await server.connect()
             writer.write(b"".join(request(number, bytes(1000)) for number in range(total)))
-            await until(lambda: len(waiting) == connection.REQUESTS_IN_FLIGHT_MAX)
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(waiting) and server.takes_nothing_more)
             assert len(waiting) == connection.REQUESTS_IN_FLIGHT_MAX == server.connection.requests_in_flight
             for number in range(total):
                 await until(lambda: len(waiting) > number)  # noqa: B023
@@ -192,8 +196,7 @@ def test_a_request_that_holds_the_connection_is_answered_before_the_next_is_take
             reader, writer = await server.connect()
             writer.write(request(0) + request(1) + request(2))
             for number in range(3):
-                await until(lambda: len(futures) == number + 1)  # noqa: B023
-                await asyncio.sleep(0.01)
+                await until(lambda: len(futures) > number and server.takes_nothing_more)  # noqa: B023
                 assert len(futures) == number + 1
                 futures[number].set_result(answer(server.contexts[number]))
                 assert await read_response(reader) == (number, b"")

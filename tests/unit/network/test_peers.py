@@ -51,6 +51,13 @@ async def connect(port: int, timeout_ms: int = TIMEOUT_MS) -> PeerConnection:
     return await PeerConnection.open(OsNetwork(), "127.0.0.1", port, client_id="node-2", timeout_ms=timeout_ms)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition` holds."""
+    async with asyncio.timeout(TIMEOUT_MS / 1000):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 @asynccontextmanager
 async def misbehaving(answer: Callable[[asyncio.StreamWriter, bytes], None]) -> AsyncIterator[int]:
     """A server that gives each request frame to `answer`."""
@@ -153,21 +160,23 @@ def test_a_response_that_makes_no_sense_closes_the_connection(run: Any, content:
 
 def test_a_lost_connection_fails_what_waits_and_is_reported_once(run: Any) -> None:
     async def main() -> None:
+        events: list[str] = []
+
         async def never(context: Any, request: Fields) -> Mapping[str, Any]:
+            events.append("asked")
             await asyncio.Event().wait()
             raise AssertionError
 
-        events: list[str] = []
         router = Router({ApiKey.BROKER_HEARTBEAT: never}, {}, API_VERSIONS_CONTROLLER)
         async with serving(router) as listener:
             peer = await connect(listener.port)
             peer.on_close(lambda: events.append("closed"))
             waiting = [asyncio.ensure_future(peer.request(ApiKey.BROKER_HEARTBEAT, {}, timeout_ms=TIMEOUT_MS)) for _ in range(3)]
-            await asyncio.sleep(0.01)
+            await until(lambda: len(events) == 3)
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(result, PeerUnreachable) for result in results)
         await asyncio.sleep(0)
-        assert events == ["closed"]
+        assert events == ["asked"] * 3 + ["closed"]
         assert peer.closed
 
     run(main())
@@ -176,8 +185,10 @@ def test_a_lost_connection_fails_what_waits_and_is_reported_once(run: Any) -> No
 def test_an_answer_that_does_not_come_in_time_closes_the_connection(run: Any) -> None:
     async def main() -> None:
         release = asyncio.Event()
+        asked: list[Fields] = []
 
         async def slow(context: Any, request: Fields) -> Mapping[str, Any]:
+            asked.append(request)
             await release.wait()
             return {}
 
@@ -197,8 +208,10 @@ def test_an_answer_that_does_not_come_in_time_closes_the_connection(run: Any) ->
 def test_a_caller_that_gave_up_disturbs_nobody(run: Any) -> None:
     async def main() -> None:
         release = asyncio.Event()
+        asked: list[Fields] = []
 
         async def slow(context: Any, request: Fields) -> Mapping[str, Any]:
+            asked.append(request)
             await release.wait()
             return {}
 
@@ -206,7 +219,7 @@ def test_a_caller_that_gave_up_disturbs_nobody(run: Any) -> None:
             peer = await connect(listener.port)
             first = asyncio.ensure_future(peer.request(ApiKey.BROKER_HEARTBEAT, {}, timeout_ms=TIMEOUT_MS))
             second = asyncio.ensure_future(peer.request(ApiKey.BROKER_HEARTBEAT, {}, timeout_ms=TIMEOUT_MS))
-            await asyncio.sleep(0.01)
+            await until(lambda: len(asked) == 2)
             first.cancel()
             release.set()
             assert (await second).error_code == 0
@@ -231,17 +244,13 @@ def test_upgrade_on_both_sides_keeps_frames_that_come_early(run: Any) -> None:
             peer = await connect(listener.port)
             assert ApiKey.RAFTLOG_RAFT not in peer.versions
             assert bytes(await peer.request_raw(ApiKey.RAFTLOG_RAFT, 0, [b"hel", b"lo"], timeout_ms=TIMEOUT_MS)) == b"welcome"
-            await asyncio.sleep(0.02)  # The early frame is there before anybody wants it.
+            await until(lambda: peer._protocol._frames.pending_bytes > 0)  # The early frame is there before anybody wants it.
             send = peer.upgrade(client_events.append, lambda: client_events.append("closed"))
             send([b"to the ", b"server"])
-            async with asyncio.timeout(5):
-                while not (client_events and server_events):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+            await until(lambda: bool(client_events and server_events))
             assert (client_events, server_events) == ([b"early frame"], [b"to the server"])
             peer.close()
-            async with asyncio.timeout(5):
-                while len(server_events) < 2 or len(client_events) < 2:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+            await until(lambda: len(server_events) == len(client_events) == 2)
             assert (client_events[1], server_events[1]) == ("closed", b"closed")
 
     run(main())
