@@ -394,7 +394,7 @@ class Partition:
         assert following is not None
         log = self.log
         if len(records):
-            if log.log_start_offset == log.log_end_offset:
+            if log.log_start_offset == log.log_end_offset or log.log_end_offset <= leader_start_offset:
                 self._start_in_batch(parse_header(records))
             log.append_as_follower(records)
             self.committed_bytes.appended(log.log_end_offset, len(records))
@@ -406,7 +406,11 @@ class Partition:
             log.advance_log_start(leader_start_offset)
 
     def _start_in_batch(self, first: BatchHeader) -> None:
-        """The leader's log start lies within its first batch: an empty log must begin where that batch does."""
+        """The leader's log start lies within its first batch: begin where that batch does, if the own log ends in its midst.
+
+        It is empty, or another one's tail: where the two part can't be told any more, as the leader has deleted that. Kafka's
+        follower does so with an empty log only, and would not come any further with such a tail.
+        """
         if first.base_offset < self.log.log_end_offset < first.end_offset:
             self.start_at(first.base_offset)
 

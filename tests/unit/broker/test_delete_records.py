@@ -92,6 +92,34 @@ def test_the_start_outlives_kill_and_failover(tmp_path: pathlib.Path) -> None:
     asyncio.run(main())
 
 
+def test_a_replica_whose_tail_is_another_ones_starts_anew_in_the_batch_where_the_log_begins(tmp_path: pathlib.Path) -> None:
+    """Its log ends within the leader's first batch, and the epochs that would tell where they part are deleted."""
+
+    async def main() -> None:
+        async with brokers(tmp_path, 2) as (controller, (one, two)):
+            controller.create_topic("t", (1, 2))
+            await fill(one, 3)
+            await until(lambda: two.manager.high_watermark(T0) == 3)
+            await one.kill()
+            controller.change(0, leader=2)
+            lost = asyncio.ensure_future(two.manager.append(T0, batch("lost", "too"), acks=-1, timeout_ms=60_000))
+            await until(lambda: two.log().log_end_offset == 5)
+            await two.kill()
+            lost.cancel()
+            controller.change(0, leader=1, isr=(1,))
+            one = await Broker(tmp_path, 1, controller).join(epoch=11)
+            one.manager.append(T0, batch("kept", "and", "read", "later"), acks=-1, timeout_ms=5000)
+            controller.fence(2)
+            assert await delete(one, ("t", 0, 5)) == [(5, ErrorCode.none)]
+
+            two = await Broker(tmp_path, 2, controller).join(epoch=12)
+            await until(lambda: set(controller.image.partition(T0).isr) == {1, 2})
+            assert two.values() == one.values()
+            assert starts(one, two) == [5, 5]
+
+    asyncio.run(main())
+
+
 def test_a_replica_that_lags_is_waited_for_until_it_is_fenced(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with brokers(tmp_path, 3) as (controller, (one, two, three)):
