@@ -144,6 +144,7 @@ class Settings:
     log_dirs: tuple[str, ...] = setting(("raftlog-data",), doc="Directory of this node's logs.")
     metadata_log_dir: str | None = setting(None, doc="Directory of the metadata log; the first of log.dirs when unset.")
     log_segment_bytes: int = setting(1073741824, mode=CLUSTER_WIDE, doc="A segment is rolled at this size.", minimum=1024)
+    log_preallocate: bool = setting(False, mode=CLUSTER_WIDE, doc="Keep room on the disk for a new segment's log.segment.bytes at once (Linux).")
     log_roll_ms: int | None = setting(
         None, mode=CLUSTER_WIDE, type=LONG, doc="A segment is rolled at this age of its first record; log.roll.hours when unset.", minimum=1
     )

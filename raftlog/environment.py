@@ -42,7 +42,11 @@ class File(Protocol):
     async def read_at_cold(self, offset: int, size_bytes: int) -> bytes:
         """As `read_at`, off the event loop."""
 
-    def truncate(self, size_bytes: int) -> None: ...
+    def truncate(self, size_bytes: int) -> None:
+        """Cut it or fill it up with zeros; what was reserved beyond is given back."""
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have the disk keep room for so many bytes from the start, where it can; the file's size stays what it is."""
 
     def sync(self) -> None:
         """fdatasync, blocking: for the Raft journal, where nothing may be said before it, and for recovery."""

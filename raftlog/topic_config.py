@@ -62,6 +62,7 @@ class TopicConfig:
     """The effective configuration of one topic: its overrides over the broker's settings."""
 
     segment_bytes: int = of("log.segment.bytes", doc="A segment is rolled at this size.")
+    preallocate: bool = of("log.preallocate", doc="Keep room on the disk for all of a new segment at once (Linux); it is given back at the roll.")
     segment_ms: int = of("log.roll.ms", Synonym("log.roll.hours", MS_PER_HOUR), doc="A segment is rolled at this age of its first record.")
     segment_jitter_ms: int = of(
         "log.roll.jitter.ms",

@@ -32,6 +32,11 @@ OPENED_INLINE_CONTENT_BYTES_MAX: Final = 8 * 1024
 logger = logging.getLogger(__name__)
 
 
+def reserved_bytes(config: TopicConfig) -> int:
+    """What a new segment's file is to have room for."""
+    return config.segment_bytes if config.preallocate else 0
+
+
 class AppendOrigin(enum.IntEnum):
     """Who wrote the batches, and so what is checked of them."""
 
@@ -295,7 +300,7 @@ class LogAppends(LogReads):
             old.seal()
             old.write_indexes()
             self._take_snapshot()
-            new.create()
+            new.create(reserved_bytes(self.config))
         except StorageError as error:
             raise KafkaStorageError(str(error)) from error
         self._are_names_synced = False

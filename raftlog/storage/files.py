@@ -7,8 +7,11 @@ go to the page cache, so they don't wait for the disk either.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
+import logging
 import os
 import shutil
 import threading
@@ -26,7 +29,20 @@ _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 # What a file system without RWF_NOWAIT, or one whose page is not there, answers.
 _WOULD_WAIT: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
+_KEEP_SIZE: Final = 1  # Linux's FALLOC_FL_KEEP_SIZE.
+_fallocate: Final = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # os.posix_fallocate has no such flag.
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
 _fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("no room is kept for log segments although preallocate is set: %s", reason)
 
 
 def _failure(verb: str, path: str, error: OSError) -> StorageError:
@@ -115,6 +131,12 @@ class OsFile:
             os.ftruncate(self._fd, size_bytes)
         except OSError as error:
             raise _failure("truncate", self._path, error) from error
+
+    def reserve(self, size_bytes: int) -> None:
+        if _fallocate is None:
+            _say_once("this operating system can't")
+        elif _fallocate(self._fd, _KEEP_SIZE, 0, size_bytes) != 0:
+            _say_once(os.strerror(ctypes.get_errno()))
 
     def sync(self) -> None:
         try:

@@ -16,7 +16,7 @@ from raftlog.environment import Clock, Files
 from raftlog.errors import KafkaStorageError, StorageError
 from raftlog.ids import LeaderEpoch, Offset, TopicId, TopicPartition
 from raftlog.storage import checkpoints
-from raftlog.storage.appends import Appended, AppendOrigin, LogAppends
+from raftlog.storage.appends import Appended, AppendOrigin, LogAppends, reserved_bytes
 from raftlog.storage.handles import OpenFiles
 from raftlog.storage.loading import Loaded, Loader, end_marker, read_snapshot
 from raftlog.storage.reads import TimestampOffset
@@ -56,7 +56,7 @@ class Log(LogAppends):
         files.make_directory(directory)
         checkpoints.replace_unsynced(files, f"{directory}/{checkpoints.PARTITION_METADATA}", checkpoints.format_partition_metadata(topic_id))
         segment = Segment(handles, directory, 0, index_interval_bytes=config.index_interval_bytes, now_ms=clock.wall_ms())
-        segment.create()
+        segment.create(reserved_bytes(config))
         loaded = Loaded([segment], EpochCache(), ProducerStates(), [], 0, 0, 0)
         log = cls(handles, directory, loaded, topic_partition=topic_partition, topic_id=topic_id, config=config, clock=clock)
         log._are_names_synced = log._is_identity_synced = False
@@ -212,7 +212,7 @@ class Log(LogAppends):
             for place in range(len(self._segments) - 1, -1, -1):
                 self._drop(place)
             self._active = self._new_segment(offset)
-            self._active.create()
+            self._active.create(reserved_bytes(self.config))
         except StorageError as error:
             self._fail(error)
             raise KafkaStorageError(str(error)) from error

@@ -55,6 +55,7 @@ class Segment:
         "_hints",
         "_index",
         "_is_newest_known",
+        "_may_be_reserved",
         "_recent_ends",
         "_recent_positions",
         "_time_index",
@@ -87,6 +88,7 @@ class Segment:
         self.used = True
         self._handles = handles
         self._is_newest_known = True  # Of the two maxima above; else they are in the time index.
+        self._may_be_reserved = False  # More room on the disk than `size_bytes`.
         self._file: File | None = None
         self._index: OffsetIndex | None = OffsetIndex(base_offset)
         self._time_index: TimeIndex | None = TimeIndex(base_offset)
@@ -100,10 +102,13 @@ class Segment:
     def path(self, suffix: str = LOG_SUFFIX) -> str:
         return f"{self.directory}/{file_name(self.base_offset, suffix)}{self.stage}"
 
-    def create(self) -> None:
-        """Make the `.log` file, empty. Raises StorageError."""
+    def create(self, reserve_bytes: int = 0) -> None:
+        """Make the `.log` file, empty, with room for so many bytes. Raises StorageError."""
         self._file = self._handles.open(self.path(), self, create=True)
         self._file.truncate(0)
+        if reserve_bytes:
+            self._file.reserve(reserve_bytes)
+            self._may_be_reserved = True
 
     @property
     def file(self) -> File:
@@ -252,8 +257,11 @@ class Segment:
     # --- durability ---------------------------------------------------------------------------------------------------
 
     def seal(self) -> None:
-        """Nothing more will be appended: the time index gets its last entry."""
+        """Nothing more will be appended: the time index gets its last entry, room that is left is given back. Raises StorageError."""
         self.time_index.append(self.max_timestamp_ms, self.max_timestamp_offset)
+        if self._may_be_reserved:
+            self.file.truncate(self.size_bytes)
+            self._may_be_reserved = False
 
     def write_indexes(self) -> None:
         """Bring the index files up to the memory, unsynced. Raises StorageError."""
@@ -358,6 +366,7 @@ class Segment:
         """
         end = self.file.size()
         self.size_bytes = 0
+        self._may_be_reserved = True  # By whoever crashed.
         self._index, self._time_index = OffsetIndex(self.base_offset), TimeIndex(self.base_offset)
         self._index.is_file_longer = self._time_index.is_file_longer = True
         self.max_timestamp_ms, self.max_timestamp_offset = NO_TIMESTAMP, self.base_offset

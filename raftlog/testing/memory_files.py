@@ -24,11 +24,12 @@ OperationHook = Callable[[str, str], None]
 class _Inode:
     """A file's content: as it reads now, as it is on the disk, and the writes in between."""
 
-    __slots__ = ("content", "durable", "writes")
+    __slots__ = ("content", "durable", "reserved_bytes", "writes")
 
     def __init__(self) -> None:
         self.content = bytearray()
         self.durable = b""
+        self.reserved_bytes = 0  # Also beyond the content.
         self.writes: list[tuple[int, bytes | None]] = []  # (offset, data), or (size, None) for a truncation.
 
     def sync(self) -> None:
@@ -110,7 +111,12 @@ class MemoryFile:
     def truncate(self, size_bytes: int) -> None:
         inode = self._enter("truncate")
         _resize(inode.content, size_bytes)
+        inode.reserved_bytes = 0
         inode.writes.append((size_bytes, None))
+
+    def reserve(self, size_bytes: int) -> None:
+        """A kill leaves what is reserved, a loss of power may; neither is to be seen in the content."""
+        self._enter("reserve").reserved_bytes = size_bytes
 
     def sync(self) -> None:
         self._enter("sync").sync()
@@ -241,6 +247,11 @@ class MemoryFiles:
     async def space_later(self, path: str) -> Space:
         used_bytes = sum(len(inode.content) for inode in self._names.values())
         return Space(SPACE_BYTES, max(SPACE_BYTES - used_bytes, 0))
+
+    def reserved_bytes(self, path: str) -> int:
+        """What a disk would keep for the file beside its content."""
+        inode = self._names[path]
+        return max(inode.reserved_bytes - len(inode.content), 0)
 
     def lock(self, path: str) -> Callable[[], None]:
         if path in self._locked:

@@ -147,6 +147,9 @@ class _MortalFile:
         found: bytes = await self._file.read_at_cold(offset, size_bytes)
         return found
 
+    def reserve(self, size_bytes: int) -> None:
+        self._file.reserve(size_bytes)
+
     def truncate(self, size_bytes: int) -> None:
         self._file.truncate(size_bytes)
 

@@ -33,6 +33,28 @@ def test_reading_and_writing(tmp_path: Path) -> None:
     file.close()
 
 
+def test_reserved_room_is_on_the_disk_and_not_in_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    file = OsFiles().open(str(path), create=True)
+    file.reserve(1 << 20)
+    file.write_at(0, (b"abc",))
+    assert file.size() == 3 and file.read_at(0, 10) == b"abc"
+    assert path.stat().st_blocks * 512 >= 1 << 20
+    file.truncate(3)
+    assert file.size() == 3 and path.stat().st_blocks * 512 <= 1 << 16
+    file.close()
+
+
+def test_a_disk_that_has_no_such_room_takes_what_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = OsFiles().open(str(tmp_path / "a"), create=True)
+    for _ in range(2):
+        file.reserve(1 << 62)
+    file.write_at(0, (b"abc",))
+    assert file.read_at(0, 10) == b"abc"
+    assert len([record for record in caplog.records if "preallocate" in record.getMessage()]) == 1, "said once"
+    file.close()
+
+
 def test_a_read_goes_on_after_its_file_was_closed(tmp_path: Path) -> None:
     async def read_and_close() -> bytes:
         file = OsFiles().open(str(tmp_path / "a"), create=True)

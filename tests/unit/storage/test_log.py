@@ -97,6 +97,44 @@ def test_preallocated_zeros_in_indexes_are_ignored(tmp_path: Path) -> None:
     assert (directory / "00000000000000000000.index").stat().st_size == 5 * 8
 
 
+def test_room_for_a_segment_is_kept_until_it_is_rolled(tmp_path: Path) -> None:
+    directory = tmp_path / "flights-3"
+    log = new_log(OsFiles(), str(directory), preallocate=True, segment_bytes=1 << 20)
+
+    def room(base_offset: int) -> int:
+        return (directory / f"{base_offset:020d}.log").stat().st_blocks * 512
+
+    append(log, batch(b"a" * 100))
+    assert room(0) >= 1 << 20 and log.size_bytes < 200
+    log.roll()
+    append(log, batch(b"b" * 100))
+    assert room(0) < 1 << 17 and room(1) >= 1 << 20
+    log.reconfigure(config_of(preallocate=False, segment_bytes=1 << 20))
+    expected = read_all(log)
+    log.abandon()  # As by `kill -9`.
+    again = open_log(OsFiles(), str(directory))
+    assert read_all(again) == expected and room(1) >= 1 << 20
+    run(again.close())
+    assert room(1) < 1 << 17
+    assert read_all(open_log(OsFiles(), str(directory), clean_shutdown=True)) == expected
+
+
+def test_zeros_that_a_crashed_kafka_had_preallocated_are_cut(tmp_path: Path) -> None:
+    """Kafka makes the file longer; it cuts it at the roll, and when it is closed cleanly."""
+    directory = tmp_path / "flights-3"
+    log = new_log(OsFiles(), str(directory))
+    for _ in range(3):
+        append(log, batch(b"a" * 100))
+    expected = read_all(log)
+    log.abandon()
+    path = directory / "00000000000000000000.log"
+    with path.open("r+b") as file:
+        file.truncate(1 << 24)
+    again = open_log(OsFiles(), str(directory))
+    assert (again.log_end_offset, read_all(again), path.stat().st_size) == (3, expected, len(expected))
+    assert append(again, batch()).first_offset == 3
+
+
 @pytest.mark.parametrize("suffix", ["index", "timeindex"])
 def test_a_missing_index_is_built_anew(tmp_path: Path, suffix: str) -> None:
     directory = tmp_path / "flights-3"

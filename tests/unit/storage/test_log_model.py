@@ -26,12 +26,12 @@ PRODUCER = 9
 
 
 class LogMachine(RuleBasedStateMachine):
-    @initialize(index_interval_bytes=st.sampled_from([0, 200, 4096]))
-    def begin(self, index_interval_bytes: int) -> None:
+    @initialize(index_interval_bytes=st.sampled_from([0, 200, 4096]), preallocate=st.booleans())
+    def begin(self, index_interval_bytes: int, preallocate: bool) -> None:
         self.files = MemoryFiles()
         self.clock = ManualClock()
-        self.config = config_of(segment_bytes=SEGMENT_BYTES, index_interval_bytes=index_interval_bytes)
-        self.log: Log = new_log(self.files, clock=self.clock)
+        self.config = config_of(segment_bytes=SEGMENT_BYTES, index_interval_bytes=index_interval_bytes, preallocate=preallocate)
+        self.log: Log = new_log(self.files, clock=self.clock, segment_bytes=SEGMENT_BYTES, preallocate=preallocate)
         self.log.reconfigure(self.config)
         self.batches: list[tuple[BatchHeader, bytes]] = []
         self.start = 0
@@ -194,6 +194,12 @@ class LogMachine(RuleBasedStateMachine):
         assert (self.log.log_start_offset, self.log.log_end_offset) == (self.start, self.end)
         expected = b"".join(whole for header, whole in self.batches if header.end_offset > self.start)
         assert read_all(self.log, size_bytes_max=700) == read_all(self.log) == expected
+
+    @invariant()
+    def only_the_active_segment_keeps_room(self) -> None:
+        if hasattr(self, "log"):
+            kept = [self.files.reserved_bytes(segment.path()) > 0 for segment in self.log._segments[:-1]]
+            assert not any(kept) and (self.config.preallocate or not self.files.reserved_bytes(self.log._active.path()))
 
     @invariant()
     def producer_as_the_model(self) -> None:
