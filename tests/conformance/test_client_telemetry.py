@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from config_requests import SET, ask
-from group_members import wait_for
+from matrix.outcome import wait_for
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge, Metric, MetricsData, NumberDataPoint
 
 from raftlog.protocol.compression import Compression, compress

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from group_members import wait_for
+from matrix.outcome import wait_for
 
 from raftlog.ids import TopicPartition
 from raftlog.testing import Cluster

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from config_requests import BROKER, DELETE, SET, TOPIC, ask
-from group_members import produce, wait_for
+from matrix.outcome import wait_for
+from matrix.reference import Reference, some_records
 
 from raftlog.protocol.messages import ApiKey, Fields
 from raftlog.testing import Cluster
@@ -204,7 +205,7 @@ def test_retention_changes_at_once(raftlog_cluster_factory: Callable[..., Cluste
 
     cluster = raftlog_cluster_factory(nodes=1, settings={"log.retention.check.interval.ms": 100})
     cluster.create_topic("t", partitions=1)
-    produce(cluster.bootstrap_servers, "t", [str(number) for number in range(20)], partitions=1)
+    Reference(cluster.bootstrap_servers).send("t", some_records(20))
     alter_all_brokers(cluster, "log.retention.ms", "1")
     consumer = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": "g", "log_level": 0})
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from confluent_kafka import Consumer
-from group_members import WAIT_S, produce
 from kafka import KafkaAdminClient
+from matrix.outcome import WAIT_S
+from matrix.reference import Reference, some_records, values
 
 from raftlog.core.metadata import records as r
 from raftlog.quorum.snapshots import write_bootstrap_checkpoint
@@ -19,7 +20,7 @@ from raftlog.testing import Cluster
 
 OLD = "metadata.version", 22  # Kafka 4.0-IV0: before what 4.0 itself bootstraps with.
 POLL_S = 0.1
-VALUES = [f"v{number}" for number in range(20)]
+VALUES = values(0, 20)
 
 
 class Refused(Exception):
@@ -36,7 +37,7 @@ def old_cluster(tmp_path: Path) -> Iterator[Cluster]:
         write_bootstrap_checkpoint(OsFiles(), str(directory), [level])
     with Cluster(3, directory=str(tmp_path)) as cluster:
         cluster.create_topic("t")
-        produce(cluster.bootstrap_servers, "t", VALUES, partitions=1)
+        Reference(cluster.bootstrap_servers).send("t", some_records(20))
         yield cluster
 
 

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from group_members import ConfluentMember, committed, produce, wait_for
+from matrix.client import Membership, Place, wait_for_members
+from matrix.members import ConfluentMember
+from matrix.reference import Reference, some_records
 
 from raftlog.testing import Cluster
 
@@ -19,8 +21,18 @@ def cluster(raftlog_cluster_factory: Callable[..., Cluster]) -> Cluster:
     """One node with a topic `t` that a member of group `g` has consumed, and a group `idle` that has only offsets."""
     cluster = raftlog_cluster_factory(nodes=1)
     cluster.create_topic("t", partitions=PARTITIONS)
-    produce(cluster.bootstrap_servers, "t", [str(number) for number in range(20)], partitions=PARTITIONS)
+    reference = Reference(cluster.bootstrap_servers)
+    for partition in range(PARTITIONS):
+        reference.send("t", some_records(10, partition=partition))
     return cluster
+
+
+def consumed(cluster: Cluster) -> ConfluentMember:
+    """A member of `g` that has read all and committed it."""
+    member = ConfluentMember(cluster.bootstrap_servers, Membership(["t"], "g"))
+    everything = {Place("t", partition): 10 for partition in range(PARTITIONS)}
+    wait_for_members(lambda: Reference(cluster.bootstrap_servers).offsets_of("g") == everything, "all to be consumed", member)
+    return member
 
 
 def test_confluent_kafka(cluster: Cluster) -> None:
@@ -28,8 +40,7 @@ def test_confluent_kafka(cluster: Cluster) -> None:
     from confluent_kafka.admin import AdminClient
 
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0})
-    member = ConfluentMember(cluster.bootstrap_servers, "t", "g")
-    wait_for(lambda: len(member.seen) == 20, "all is consumed")
+    member = consumed(cluster)
 
     idle = ConsumerGroupTopicPartitions("idle", [TopicPartition("t", 0, 7)])
     admin.alter_consumer_group_offsets([idle])["idle"].result(WAIT_S)
@@ -56,9 +67,9 @@ def test_confluent_kafka(cluster: Cluster) -> None:
 
     member.close()
     admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions("g", [TopicPartition("t", 0, 1)])])["g"].result(WAIT_S)
-    assert committed(cluster.bootstrap_servers, "t", "g", partitions=PARTITIONS) == [1, 10]
+    assert Reference(cluster.bootstrap_servers).offsets_of("g") == {Place("t", 0): 1, Place("t", 1): 10}
     admin.delete_consumer_groups(["g"])["g"].result(WAIT_S)
-    assert max(committed(cluster.bootstrap_servers, "t", "g", partitions=PARTITIONS)) < 0
+    assert Reference(cluster.bootstrap_servers).offsets_of("g") == {}
     listing = admin.list_consumer_groups(request_timeout=WAIT_S).result(WAIT_S)
     assert [group.group_id for group in listing.valid] == ["idle"]
 
@@ -66,8 +77,7 @@ def test_confluent_kafka(cluster: Cluster) -> None:
 def test_kafka_python(cluster: Cluster) -> None:
     from kafka import KafkaAdminClient, TopicPartition
 
-    member = ConfluentMember(cluster.bootstrap_servers, "t", "g")
-    wait_for(lambda: len(member.seen) == 20, "all is consumed")
+    member = consumed(cluster)
     admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
     try:
         assert "g" in str(admin.list_groups())
@@ -85,8 +95,7 @@ def test_aiokafka(cluster: Cluster) -> None:
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.structs import TopicPartition
 
-    member = ConfluentMember(cluster.bootstrap_servers, "t", "g")
-    wait_for(lambda: len(member.seen) == 20, "all is consumed")
+    member = consumed(cluster)
 
     async def scenario() -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)

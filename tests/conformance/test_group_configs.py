@@ -9,7 +9,8 @@ from command_line import CommandLine
 from config_requests import ask
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource, ResourceType
-from group_members import NextMember, wait_for
+from matrix.client import Membership, wait_for_members
+from matrix.members import ConfluentMember
 
 from raftlog.protocol.messages import ApiKey
 from raftlog.testing import Cluster
@@ -98,14 +99,10 @@ def test_members_follow(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> 
     """One that falls silent is out as soon as its group says, which is long before it would be by the broker's settings."""
     cli = CommandLine(cluster, capfd)
     cli("configs", "set", "group", "g", f"{HEARTBEAT}=200", f"{SESSION}=5000")
-    first, second = (NextMember(cluster.bootstrap_servers, "t", "g") for _ in range(2))
-    try:
-        wait_for(lambda: len(first.assignment) == len(second.assignment) == 1, "both share the partitions")
+    wanted = Membership(["t"], "g", protocol="consumer")
+    with ConfluentMember(cluster.bootstrap_servers, wanted) as first, ConfluentMember(cluster.bootstrap_servers, wanted) as second:
+        wait_for_members(lambda: len(first.assigned) == len(second.assigned) == 1, "a share for each of two", first, second)
         cluster.kill(1)
-        first._stopping.set()  # Nobody hears it leave.
-        first._thread.join(30)
+        first.close()  # Nobody hears it leave.
         cluster.restart(1)
-        wait_for(lambda: len(second.assignment) == 2, "the session of the one that is gone ends", 20)
-    finally:
-        first._stopping.set()
-        second.close()
+        wait_for_members(lambda: len(second.assigned) == 2, "the end of the session of the one that is gone", second, timeout_s=20)

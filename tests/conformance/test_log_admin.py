@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from group_members import produce
+from matrix.reference import Reference, some_records
 
 from raftlog.testing import Cluster
 
@@ -18,7 +18,7 @@ def cluster(raftlog_cluster_factory: Callable[..., Cluster]) -> Cluster:
     """Three nodes with a topic `t` of one partition with 20 records."""
     cluster = raftlog_cluster_factory(nodes=3)
     cluster.create_topic("t", partitions=1)
-    produce(cluster.bootstrap_servers, "t", [str(number) for number in range(20)], partitions=1)
+    Reference(cluster.bootstrap_servers).send("t", some_records(20))
     return cluster
 
 
@@ -40,7 +40,7 @@ def test_confluent_kafka(cluster: Cluster) -> None:
         consumer.assign([TopicPartition("t", 0, 2)])  # Gone: the client begins at the earliest there is.
         message = consumer.poll(WAIT_S)
         assert message is not None and message.error() is None
-        assert (message.offset(), message.value()) == (7, b"7")
+        assert (message.offset(), message.value()) == (7, b"v7")
     finally:
         consumer.close()
 

@@ -189,7 +189,7 @@ class Consuming {
         if (!strategies.isEmpty()) {
             settings.put("partition.assignment.strategy", String.join(",", strategies));
         }
-        settings.put("session.timeout.ms", "8000");
+        settings.put("session.timeout.ms", a.get("session_ms").asText());
         settings.put("heartbeat.interval.ms", "300");
         return settings;
     }

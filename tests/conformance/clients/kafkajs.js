@@ -221,12 +221,12 @@ const verbs = {
   })
 }
 
-async function member ({ topics, group, strategies, instance, protocol }) {
+async function member ({ topics, group, strategies, instance, protocol, session_ms: sessionMs }) {
   // It looks for the topics of a pattern only once, when it subscribes.
   const isPattern = topics[0].startsWith('^')
   if (protocol === 'consumer' || instance || isPattern || strategies.some(name => name !== 'roundrobin')) throw new NotOffered()
   const consumer = kafka.consumer({
-    groupId: group, sessionTimeout: 8000, heartbeatInterval: 300, metadataMaxAge: 1000, maxWaitTimeInMs: 200, partitionAssigners: [PartitionAssigners.roundRobin]
+    groupId: group, sessionTimeout: sessionMs, heartbeatInterval: 300, metadataMaxAge: 1000, maxWaitTimeInMs: 200, partitionAssigners: [PartitionAssigners.roundRobin]
   })
   consumer.on(consumer.events.GROUP_JOIN, event => {
     const places = Object.entries(event.payload.memberAssignment).flatMap(([topic, numbers]) => numbers.map(number => [topic, number]))

@@ -1,8 +1,8 @@
-// What franz.go and sarama.go share: a program of verbs, as tests/conformance/matrix/programs.py asks for them.
+// What the programs in franz and sarama share: a program of verbs, as tests/conformance/matrix/programs.py asks for them.
 //
 // PROGRAM BOOTSTRAP reads a line {"verb": ..., "args": {...}} and answers with a line {"result": ...}, {"refused": "why"} or
 // {"not_offered": true}. PROGRAM BOOTSTRAP member ARGS is a group's member until SIGTERM; it prints {"assigned": [[topic, partition]...]}
-// (all that it has) and {"value": ...}. client.py says what the verbs and their arguments mean.
+// (all that it has) and {"value": ...}. Each defines its verbs and its member; client.py says what the verbs and their arguments mean.
 package main
 
 import (
@@ -58,6 +58,7 @@ type args struct {
 	Strategies []string           `json:"strategies"`
 	Instance   string             `json:"instance"`
 	Protocol   string             `json:"protocol"`
+	SessionMs  int64              `json:"session_ms"`
 	Place      place              `json:"place"`
 	Offset     int64              `json:"offset"`
 	Metadata   string             `json:"metadata"`
@@ -75,12 +76,23 @@ type args struct {
 
 type verb func(args) (any, error)
 
+var verbs = map[string]verb{
+	"produce": produce, "read": read, "seek": seek, "pause": pause, "offset_for": offsetFor,
+	"commit": commit, "committed": committed,
+	"create_topic": createTopic, "delete_topic": deleteTopic, "add_partitions": addPartitions, "list_topics": listTopics,
+	"describe_topic": describeTopic, "describe_config": describeConfig, "alter_config": alterConfig, "replace_config": replaceConfig,
+	"delete_records": deleteRecords, "list_offsets": listOffsets,
+	"list_groups": listGroups, "describe_group": describeGroup, "delete_group": deleteGroup, "group_offsets": groupOffsets,
+	"alter_offset": alterOffset, "delete_offset": deleteOffset,
+	"describe_cluster": describeCluster, "elect_leader": electLeader, "reassign": reassign, "reassignments": reassignments, "log_dirs": logDirs,
+}
+
 var errNotOffered = errors.New("not offered")
 
 func bootstrap() []string { return strings.Split(os.Args[1], ",") }
 
-// serve answers until the end of the input, or runs a member.
-func serve(verbs map[string]verb, member func(args) error) {
+// main answers until the end of the input, or runs a member.
+func main() {
 	if len(os.Args) > 2 && os.Args[2] == "member" {
 		var asked args
 		must(json.Unmarshal([]byte(os.Args[3]), &asked))

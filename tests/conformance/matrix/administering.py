@@ -8,9 +8,10 @@ from typing import Any
 
 from confluent_kafka.admin import ConfigResource
 
-from .bench import Bench, some_records
-from .client import Place, Record, Refused
+from .bench import Bench
+from .client import Place, Record, Refused, Shape
 from .outcome import WAIT_S, Failure, expect, expect_error, wait_for
+from .reference import some_records
 
 
 def settings(bench: Bench, kind: str, name: str) -> dict[str, str]:
@@ -30,7 +31,7 @@ def refusal(verb: Any, *arguments: Any, **options: Any) -> str | None:
 
 def creates(bench: Bench) -> None:
     topic = bench.name()
-    bench.client.create_topic(topic, count=3, config={"retention.ms": "3600000", "cleanup.policy": "delete"})
+    bench.client.create_topic(topic, Shape(3, config={"retention.ms": "3600000", "cleanup.policy": "delete"}))
     wait_for(lambda: bench.exists(topic), "the topic to be seen")
     expect([len(part.replicas) for part in bench.partitions(topic)], [3, 3, 3], "replicas")
     expect(settings(bench, "topic", topic)["retention.ms"], "3600000", "retention.ms")
@@ -38,7 +39,7 @@ def creates(bench: Bench) -> None:
 
 def creates_as_assigned(bench: Bench) -> None:
     topic = bench.name()
-    bench.client.create_topic(topic, assignment=[[2, 3], [3, 1]])
+    bench.client.create_topic(topic, Shape(assignment=[[2, 3], [3, 1]]))
     wait_for(lambda: bench.exists(topic), "the topic to be seen")
     expect([part.replicas for part in bench.partitions(topic)], [[2, 3], [3, 1]], "replicas")
 
@@ -46,19 +47,20 @@ def creates_as_assigned(bench: Bench) -> None:
 def only_validates(bench: Bench) -> None:
     """validate_only creates nothing, and refuses what a creation would refuse."""
     topic = bench.name()
-    bench.client.create_topic(topic, count=3, validate_only=True)
+    bench.client.create_topic(topic, Shape(3), validate_only=True)
     expect(bench.exists(topic), False, "created")
-    expect_error(refusal(bench.client.create_topic, topic, count=3, config={"retention.ms": "soon"}, validate_only=True), "config|retention")
+    wrong = Shape(3, config={"retention.ms": "soon"})
+    expect_error(refusal(bench.client.create_topic, topic, wrong, validate_only=True), "config|retention")
 
 
 def refuses(bench: Bench) -> None:
     """Twice the same topic, a wrong name, and a setting that does not exist: each with its reason."""
     topic = bench.topic(1)
-    expect_error(refusal(bench.client.create_topic, topic), "exist")
-    expect_error(refusal(bench.client.create_topic, "no spaces"), "invalid|illegal|topic")
+    expect_error(refusal(bench.client.create_topic, topic, Shape()), "exist")
+    expect_error(refusal(bench.client.create_topic, "no spaces", Shape()), "invalid|illegal|topic")
     expect(bench.exists("no spaces"), False, "created")
     unknown = bench.name()
-    expect_error(refusal(bench.client.create_topic, unknown, config={"no.such.setting": "1"}), "config|setting")
+    expect_error(refusal(bench.client.create_topic, unknown, Shape(config={"no.such.setting": "1"})), "config|setting")
     expect(bench.exists(unknown), False, "created")
 
 

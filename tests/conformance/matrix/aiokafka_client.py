@@ -15,9 +15,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.structs import OffsetAndMetadata
 
-from .client import Client, Member, Place, Record, Refused
-from .members import AiokafkaMember, Membership
-from .outcome import WAIT_S, NotOffered
+from .client import Client, Member, Membership, Place, Record, Refused, Sending, Shape
+from .members import AiokafkaMember
+from .outcome import WAIT_S
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,28 +49,22 @@ class Aiokafka(Client):
     # Producing.
 
     @running
-    async def produce(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        *,
-        acks: str = "all",
-        codec: str = "none",
-        idempotent: bool = False,
-        pause_ms: int = 0,
-        linger_ms: int = 5,
-        timeout_ms: int = 60_000,
-    ) -> list[str | None]:
-        settings: dict[str, Any] = {"acks": acks if acks == "all" else int(acks), "linger_ms": linger_ms, "enable_idempotence": idempotent}
-        settings |= {"request_timeout_ms": timeout_ms}
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, compression_type=None if codec == "none" else codec, **settings)
+    async def produce(self, topic: str, records: Sequence[Record], sending: Sending) -> list[str | None]:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap_servers,
+            acks=sending.acks if sending.acks == "all" else int(sending.acks),
+            compression_type=None if sending.codec == "none" else sending.codec,
+            enable_idempotence=sending.idempotent,
+            linger_ms=sending.linger_ms,
+            request_timeout_ms=sending.timeout_ms,
+        )
         async with producer:
             waiting = []
             for record in records:
                 data = [None if text is None else text.encode() for text in (record.value, record.key)]
                 headers = [(key, value.encode()) for key, value in record.headers]
                 waiting.append(await producer.send(topic, *data, partition=record.partition, timestamp_ms=record.timestamp_ms, headers=headers))
-                await asyncio.sleep(pause_ms / 1000)
+                await asyncio.sleep(sending.pause_ms / 1000)
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         return [f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, BaseException) else None for outcome in outcomes]
 
@@ -121,10 +115,8 @@ class Aiokafka(Client):
 
     # Groups.
 
-    def member(self, topics: Sequence[str], group: str, *, strategies: Sequence[str] = (), instance: str = "", protocol: str = "") -> Member:
-        if protocol == "consumer" or "cooperative-sticky" in strategies:
-            raise NotOffered
-        return AiokafkaMember(Membership(self.bootstrap_servers, topics, group, strategies, instance, protocol))
+    def member(self, wanted: Membership) -> Member:
+        return AiokafkaMember(self.bootstrap_servers, wanted)
 
     @running
     async def commit(self, group: str, place: Place, offset: int, metadata: str) -> None:
@@ -161,20 +153,10 @@ class Aiokafka(Client):
                 refuse(each.to_object())
         return answer
 
-    def create_topic(
-        self,
-        topic: str,
-        *,
-        count: int = 1,
-        assignment: Sequence[Sequence[int]] = (),
-        config: dict[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> None:
-        if assignment:
-            assigned = {number: list(each) for number, each in enumerate(assignment)}
-            new = NewTopic(topic, -1, -1, replica_assignments=assigned, topic_configs=config or {})
-        else:
-            new = NewTopic(topic, count, 3, topic_configs=config or {})
+    def create_topic(self, topic: str, shape: Shape, *, validate_only: bool = False) -> None:
+        assigned = {number: list(each) for number, each in enumerate(shape.assignment)}
+        counts = (-1, -1) if assigned else (shape.count, 3)
+        new = NewTopic(topic, *counts, replica_assignments=assigned or None, topic_configs=dict(shape.config))
         self._ask("create_topics", [new], validate_only=validate_only)
 
     def delete_topic(self, topic: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
-from .outcome import Failure, NotOffered, wait_for
+from .outcome import WAIT_S, Failure, NotOffered, wait_for
 
 
 class Record(NamedTuple):
@@ -26,27 +27,89 @@ class Place(NamedTuple):
     partition: int
 
 
+@dataclass(frozen=True)
+class Sending:
+    """How records are sent."""
+
+    acks: str = "all"
+    codec: str = "none"
+    idempotent: bool = False
+    pause_ms: int = 0  # After each record.
+    linger_ms: int = 5
+    timeout_ms: int = 60_000  # So long it is tried.
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a new topic is to be: `count` partitions with three replicas each, or those that are assigned."""
+
+    count: int = 1
+    assignment: Sequence[Sequence[int]] = ()
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a member of a group is to be.
+
+    A topic that begins with ^ is a regular expression. `protocol` is classic (when empty) or consumer. Strategies are named
+    range, roundrobin, sticky, cooperative-sticky, best first, or uniform of the consumer protocol; without any the client, or
+    there the coordinator, has its choice.
+    """
+
+    topics: Sequence[str]
+    group: str
+    strategies: Sequence[str] = ()
+    instance: str = ""
+    protocol: str = ""
+    session_ms: int = 8000  # Of a classic member.
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression, empty when topics are named."""
+        return self.topics[0] if self.topics[0].startswith("^") else ""
+
+
 class Refused(Exception):
     """The cluster, or the client on its behalf, refused; says why in the client's words."""
 
 
 class Member:
-    """A running member of a group, which commits what it reads."""
+    """A running member of a group, which commits what it reads. A context manager that closes it.
+
+    `history` is all that it has held, change by change.
+    """
 
     def __init__(self) -> None:
-        self.assigned: frozenset[Place] = frozenset()
+        self.history: list[frozenset[Place]] = [frozenset()]
         self.values: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def assigned(self) -> frozenset[Place]:
+        return self.history[-1]
 
     @property
     def partitions(self) -> set[int]:
         return {place.partition for place in self.assigned}
+
+    def holds(self, places: Iterable[tuple[str, int]]) -> None:
+        """From now on it has these."""
+        held = frozenset(Place(*place) for place in places)
+        if held != self.assigned:
+            self.history.append(held)
 
     def problem(self) -> str:
         """Why it ended by itself; empty while it has not."""
         return ""
 
     def close(self) -> None:
-        """End it in an orderly way. A static member keeps its place. Raises Failure."""
+        """End it in an orderly way, if it has not ended. A static member keeps its place. Raises Failure."""
         raise NotImplementedError
 
 
@@ -71,22 +134,8 @@ class Client:
 
     # Producing.
 
-    def produce(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        *,
-        acks: str = "all",
-        codec: str = "none",
-        idempotent: bool = False,
-        pause_ms: int = 0,
-        linger_ms: int = 5,
-        timeout_ms: int = 60_000,
-    ) -> list[str | None]:
-        """Send all, with a pause after each, trying for `timeout_ms`.
-
-        Returns for each why it failed, None for one that was acknowledged (or sent, with acks 0).
-        """
+    def produce(self, topic: str, records: Sequence[Record], sending: Sending) -> list[str | None]:
+        """Send all. Returns for each why it failed, None for one that was acknowledged (or sent, with acks 0)."""
         raise NotOffered
 
     # Consuming without a group.
@@ -109,11 +158,8 @@ class Client:
 
     # Groups.
 
-    def member(self, topics: Sequence[str], group: str, *, strategies: Sequence[str] = (), instance: str = "", protocol: str = "") -> Member:
-        """Start one. A topic that begins with ^ is a regular expression. `protocol` is classic (when empty) or consumer.
-
-        Strategies are named range, roundrobin, sticky, cooperative-sticky, best first; without any the client has its choice.
-        """
+    def member(self, wanted: Membership) -> Member:
+        """Start one."""
         raise NotOffered
 
     def commit(self, group: str, place: Place, offset: int, metadata: str) -> None:
@@ -126,16 +172,7 @@ class Client:
 
     # Administering.
 
-    def create_topic(
-        self,
-        topic: str,
-        *,
-        count: int = 1,
-        assignment: Sequence[Sequence[int]] = (),
-        config: dict[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> None:
-        """With three replicas each, or as assigned."""
+    def create_topic(self, topic: str, shape: Shape, *, validate_only: bool = False) -> None:
         raise NotOffered
 
     def delete_topic(self, topic: str) -> None:
@@ -212,7 +249,7 @@ class Client:
         raise NotOffered
 
 
-def wait_for_members(condition: Any, what: str, *members: Member) -> None:
+def wait_for_members(condition: Any, what: str, *members: Member, timeout_s: float = WAIT_S) -> None:
     """As wait_for, but ends when a member has ended by itself."""
 
     def reached() -> bool:
@@ -222,7 +259,7 @@ def wait_for_members(condition: Any, what: str, *members: Member) -> None:
         return bool(condition())
 
     try:
-        wait_for(reached, what)
+        wait_for(reached, what, timeout_s)
     except Failure as failure:
         held = [(sorted(member.partitions), len(member.values)) for member in members]
         raise Failure(f"{failure}; partitions and number of records of each member: {held}") from None

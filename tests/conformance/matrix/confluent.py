@@ -11,10 +11,10 @@ import confluent_kafka
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, ElectionType, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, OffsetSpec
 
-from .bench import as_record
-from .client import Client, Member, Place, Record, Refused
-from .members import ConfluentMember, Membership
-from .outcome import WAIT_S, Failure, NotOffered
+from .client import Client, Member, Membership, Place, Record, Refused, Sending, Shape
+from .members import ConfluentMember
+from .outcome import WAIT_S, Failure
+from .reference import as_record
 
 ELECTION_TIMEOUT_MS: Final = 5000  # The request may wait for a controller that died. (`request_timeout` is broken here: SystemError.)
 P = ParamSpec("P")
@@ -47,20 +47,16 @@ class Confluent(Client):
 
     # Producing.
 
-    def produce(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        *,
-        acks: str = "all",
-        codec: str = "none",
-        idempotent: bool = False,
-        pause_ms: int = 0,
-        linger_ms: int = 5,
-        timeout_ms: int = 60_000,
-    ) -> list[str | None]:
-        settings = self._settings(acks=acks, enable_idempotence=idempotent, linger_ms=linger_ms, partitioner="murmur2_random")
-        producer = Producer({**settings, "compression.type": codec, "message.timeout.ms": timeout_ms})
+    def produce(self, topic: str, records: Sequence[Record], sending: Sending) -> list[str | None]:
+        settings = self._settings(
+            acks=sending.acks,
+            compression_type=sending.codec,
+            enable_idempotence=sending.idempotent,
+            linger_ms=sending.linger_ms,
+            message_timeout_ms=sending.timeout_ms,
+            partitioner="murmur2_random",
+        )
+        producer = Producer(settings)
         outcomes: list[str | None] = ["never answered"] * len(records)
         for number, record in enumerate(records):
             options: dict[str, Any] = {"headers": [(key, value.encode()) for key, value in record.headers]}
@@ -73,7 +69,7 @@ class Confluent(Client):
                 outcomes[number] = str(error) if error else None
 
             producer.produce(topic, record.value, record.key, on_delivery=told, **options)
-            producer.poll(pause_ms / 1000)
+            producer.poll(sending.pause_ms / 1000)
         producer.flush(WAIT_S)
         return outcomes
 
@@ -133,10 +129,8 @@ class Confluent(Client):
 
     # Groups.
 
-    def member(self, topics: Sequence[str], group: str, *, strategies: Sequence[str] = (), instance: str = "", protocol: str = "") -> Member:
-        if "sticky" in strategies:  # librdkafka has the cooperative one only.
-            raise NotOffered
-        return ConfluentMember(Membership(self.bootstrap_servers, topics, group, strategies, instance, protocol))
+    def member(self, wanted: Membership) -> Member:
+        return ConfluentMember(self.bootstrap_servers, wanted)
 
     def commit(self, group: str, place: Place, offset: int, metadata: str) -> None:
         consumer = Consumer(self._settings(group_id=group))
@@ -156,17 +150,10 @@ class Confluent(Client):
     # Administering.
 
     @refusing
-    def create_topic(
-        self,
-        topic: str,
-        *,
-        count: int = 1,
-        assignment: Sequence[Sequence[int]] = (),
-        config: dict[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> None:
-        shape: dict[str, Any] = {"replica_assignment": [list(each) for each in assignment]} if assignment else {"replication_factor": 3}
-        new = NewTopic(topic, len(assignment) or count, config=config or {}, **shape)
+    def create_topic(self, topic: str, shape: Shape, *, validate_only: bool = False) -> None:
+        assigned = [list(each) for each in shape.assignment]
+        replicas: dict[str, Any] = {"replica_assignment": assigned} if assigned else {"replication_factor": 3}
+        new = NewTopic(topic, len(assigned) or shape.count, config=dict(shape.config), **replicas)
         self._admin.create_topics([new], validate_only=validate_only)[topic].result(WAIT_S)
 
     @refusing

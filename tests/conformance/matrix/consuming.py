@@ -6,9 +6,10 @@ import threading
 import time
 from typing import Final
 
-from .bench import PARTITIONS, RECORDS, Bench, some_records
+from .bench import Bench
 from .client import Record
 from .outcome import Failure, expect, wait_for
+from .reference import PARTITIONS, RECORDS, some_records
 
 LONG_POLL_MS: Final = 40_000
 LONG_POLL_ANSWER_S: Final = 25.0

@@ -39,7 +39,8 @@ CONSUMING: Final[Mapping[str, Check]] = {
     "from a follower in its rack": consuming.from_a_follower,
 }
 GROUPS: Final[Mapping[str, Check]] = {
-    **{strategy: partial(grouping.with_strategy, strategy=strategy) for strategy in ("range", "roundrobin", "sticky", "cooperative-sticky")},
+    **{strategy: partial(grouping.with_strategy, strategy=strategy) for strategy in ("range", "roundrobin", "sticky")},
+    "cooperative-sticky": grouping.cooperative,
     "two assignors side by side": grouping.mixed_strategies,
     "one group with librdkafka": grouping.with_librdkafka,
     "commit and resume": grouping.resumes,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .bench import PARTITIONS, Bench, some_records
+from .bench import Bench
 from .client import Client, Member, Place, wait_for_members
 from .outcome import Failure, expect, wait_for
+from .reference import PARTITIONS, some_records, spread_records, values
 
 EVERYTHING = set(range(PARTITIONS))
 
@@ -29,13 +30,13 @@ def shares(bench: Bench, *, other: Client | None = None, other_strategies: Seque
             if (strategies := options.get("strategies")) and options.get("protocol") != "consumer":
                 named = bench.group(group).partition_assignor.lower().removesuffix("assigner")  # kafkajs has names of its own.
                 expect(named, (other_strategies or strategies)[-1], "assignor")
-            bench.send(topic, [record for number in range(PARTITIONS) for record in some_records(10, first=10 * number, partition=number)])
+            bench.send(topic, spread_records(40))
             wait_for_members(lambda: len(first.values) + len(second.values) >= 40, "all records at two members", first, second)
-            expect(sorted(first.values + second.values), sorted(f"v{number}" for number in range(40)), "read")
+            expect(sorted(first.values + second.values), sorted(values(0, 40)), "read")
             wait_for_members(lambda: committed(bench, group) == [10] * PARTITIONS, "all offsets to be committed", first, second)
         wait_for_members(lambda: share(first), "all partitions again after the other member's end", first)
         bench.send(topic, some_records(20, first=40))
-        wait_for_members(lambda: {f"v{number}" for number in range(40, 60)} <= set(first.values), "later records at the one that stayed", first)
+        wait_for_members(lambda: set(values(40, 60)) <= set(first.values), "later records at the one that stayed", first)
 
 
 def committed(bench: Bench, group: str) -> list[int]:
@@ -44,6 +45,18 @@ def committed(bench: Bench, group: str) -> list[int]:
 
 def with_strategy(bench: Bench, strategy: str) -> None:
     shares(bench, strategies=[strategy])
+
+
+def cooperative(bench: Bench) -> None:
+    """KIP-429: members share, and one that has all keeps at the coming of another what it need not give up."""
+    shares(bench, strategies=["cooperative-sticky"])
+    topic, group = bench.topic(), bench.name("g")
+    with bench.member(topic, group, strategies=["cooperative-sticky"]) as first:
+        wait_for_members(lambda: share(first), "all partitions for the only member", first)
+        before = len(first.history)
+        with bench.member(topic, group, strategies=["cooperative-sticky"]) as second:
+            wait_for_members(lambda: share(first, second), "a share for each of two", first, second)
+            expect({len(held) for held in first.history[before:]}, {PARTITIONS // 2}, "how many partitions it had meanwhile")
 
 
 def mixed_strategies(bench: Bench) -> None:
@@ -81,26 +94,24 @@ def resumes(bench: Bench) -> None:
     bench.send(topic, some_records(10, first=20))
     with bench.member(topic, group) as second:
         wait_for_members(lambda: len(second.values) >= 10, "the records after the commit", second)
-        expect(sorted(second.values), sorted(f"v{number}" for number in range(20, 30)), "read after the commit")
+        expect(sorted(second.values), sorted(values(20, 30)), "read after the commit")
 
 
 def static_member(bench: Bench) -> None:
     """It comes back under its name before its session ends, and has its partitions without a rebalance of the other."""
     topic, group = bench.topic(), bench.name("g")
-    with bench.member(topic, group, instance="one") as first:
+    slow = {"session_ms": 30_000}  # So long may a program take to start.
+    with bench.member(topic, group, instance="one", **slow) as first:
         wait_for_members(lambda: share(first), "all partitions for the only member", first)
-        second = bench.client.member([topic], group, instance="two")
-        try:
+        with bench.member(topic, group, instance="two", **slow) as second:
             wait_for_members(lambda: share(first, second), "a share for each of two", first, second)
-            others, held = first.assigned, second.assigned
-        finally:
-            second.close()
+            others, held = first.history.copy(), second.assigned
         names = {each.group_instance_id for each in bench.group(group).members}
         if names != {"one", "two"}:
             raise Failure(f"members after one went: {names}")
-        with bench.member(topic, group, instance="two") as again:
+        with bench.member(topic, group, instance="two", **slow) as again:
             wait_for_members(lambda: again.assigned == held, "the same partitions again", first, again)
-            expect(first.assigned, others, "the other's partitions")
+            expect(first.history, others, "what the other has held")
 
 
 def by_pattern(bench: Bench, protocol: str = "") -> None:
@@ -115,7 +126,7 @@ def by_pattern(bench: Bench, protocol: str = "") -> None:
         wait_for_members(lambda: member.assigned == {Place(first, 0), Place(later, 0)}, "the topic that came later", member)
         bench.send(later, some_records(3))
         bench.send(other, some_records(1, first=9))
-        wait_for_members(lambda: sorted(member.values) == ["v0", "v1", "v2"], "its records", member)
+        wait_for_members(lambda: sorted(member.values) == values(0, 3), "its records", member)
 
 
 def commits_with_metadata(bench: Bench) -> None:
@@ -138,7 +149,7 @@ def survives_the_coordinator(bench: Bench) -> None:
         with bench.killed(coordinator):
             wait_for(lambda: coordinator not in [part.leader for part in bench.partitions(topic)], "new leaders")
             bench.send(topic, some_records(20, first=20))
-            wait_for_members(lambda: {f"v{number}" for number in range(40)} <= set(member.values), "the records after the kill", member)
+            wait_for_members(lambda: set(values(0, 40)) <= set(member.values), "the records after the kill", member)
             wait_for_members(lambda: sum(committed(bench, group)) == 40, "their offsets to be committed", member)
             member.close()  # Before the node is back: kafkajs may never end when a broker comes back just then.
         expect(len([value for value in member.values if int(value[1:]) < 20]), 20, "what was committed before the kill, read")

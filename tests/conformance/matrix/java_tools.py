@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .bench import Bench, some_records
+from .bench import Bench
 from .client import wait_for_members
 from .outcome import Failure, expect, wait_for
 from .programs import JVM, Java, innermost
+from .reference import some_records
 
 RECORDS: Final = 20_000
 TIMEOUT_S: Final = 90.0

@@ -15,8 +15,8 @@ from kafka.errors import KafkaError
 from kafka.protocol.consumer import OffsetSpec
 from kafka.structs import OffsetAndMetadata
 
-from .client import Client, Member, Place, Record, Refused
-from .members import KafkaPythonMember, Membership
+from .client import Client, Member, Membership, Place, Record, Refused, Sending, Shape
+from .members import KafkaPythonMember
 from .outcome import WAIT_S, Failure, NotOffered
 
 P = ParamSpec("P")
@@ -56,28 +56,23 @@ class KafkaPython(Client):
 
     # Producing.
 
-    def produce(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        *,
-        acks: str = "all",
-        codec: str = "none",
-        idempotent: bool = False,
-        pause_ms: int = 0,
-        linger_ms: int = 5,
-        timeout_ms: int = 60_000,
-    ) -> list[str | None]:
-        settings = {"acks": acks if acks == "all" else int(acks), "linger_ms": linger_ms, "enable_idempotence": idempotent}
-        settings |= {"delivery_timeout_ms": timeout_ms, "request_timeout_ms": min(timeout_ms - linger_ms, 5000)}
-        producer = KafkaProducer(bootstrap_servers=self._servers, compression_type=None if codec == "none" else codec, **settings)
+    def produce(self, topic: str, records: Sequence[Record], sending: Sending) -> list[str | None]:
+        producer = KafkaProducer(
+            bootstrap_servers=self._servers,
+            acks=sending.acks if sending.acks == "all" else int(sending.acks),
+            compression_type=None if sending.codec == "none" else sending.codec,
+            enable_idempotence=sending.idempotent,
+            linger_ms=sending.linger_ms,
+            delivery_timeout_ms=sending.timeout_ms,
+            request_timeout_ms=min(sending.timeout_ms - sending.linger_ms, 5000),
+        )
         try:
             futures = []
             for record in records:
                 headers = [(key, value.encode()) for key, value in record.headers]
                 data = [None if text is None else text.encode() for text in (record.value, record.key)]
                 futures.append(producer.send(topic, *data, headers=headers, partition=record.partition, timestamp_ms=record.timestamp_ms))
-                time.sleep(pause_ms / 1000)
+                time.sleep(sending.pause_ms / 1000)
             return [self._outcome(future) for future in futures]
         finally:
             producer.close()
@@ -138,10 +133,8 @@ class KafkaPython(Client):
 
     # Groups.
 
-    def member(self, topics: Sequence[str], group: str, *, strategies: Sequence[str] = (), instance: str = "", protocol: str = "") -> Member:
-        if protocol == "consumer":
-            raise NotOffered
-        return KafkaPythonMember(Membership(self.bootstrap_servers, topics, group, strategies, instance, protocol))
+    def member(self, wanted: Membership) -> Member:
+        return KafkaPythonMember(self.bootstrap_servers, wanted)
 
     def commit(self, group: str, place: Place, offset: int, metadata: str) -> None:
         with self._consumer(place.topic, [place.partition], 0, group_id=group) as consumer:
@@ -155,19 +148,11 @@ class KafkaPython(Client):
     # Administering.
 
     @refusing
-    def create_topic(
-        self,
-        topic: str,
-        *,
-        count: int = 1,
-        assignment: Sequence[Sequence[int]] = (),
-        config: dict[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> None:
-        shape: dict[str, Any] = {"num_partitions": count, "replication_factor": 3}
-        if assignment:
-            shape = {"assignments": {number: list(each) for number, each in enumerate(assignment)}}
-        self._admin.create_topics({topic: {**shape, "configs": config or {}}}, validate_only=validate_only)
+    def create_topic(self, topic: str, shape: Shape, *, validate_only: bool = False) -> None:
+        replicas: dict[str, Any] = {"num_partitions": shape.count, "replication_factor": 3}
+        if shape.assignment:
+            replicas = {"assignments": {number: list(each) for number, each in enumerate(shape.assignment)}}
+        self._admin.create_topics({topic: {**replicas, "configs": dict(shape.config)}}, validate_only=validate_only)
 
     @refusing
     def delete_topic(self, topic: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .client import Client, Member, Place, Record, Refused
+from .client import Client, Member, Membership, Place, Record, Refused, Sending
 from .outcome import NotOffered
 from .programs import ProgramMember, Skipped, run
 
@@ -57,30 +57,26 @@ class Kcat(Client):
             raise Refused((complaint.strip().splitlines() or [f"status {kcat.returncode}"])[-1])
         return out
 
-    def produce(
-        self,
-        topic: str,
-        records: Sequence[Record],
-        *,
-        acks: str = "all",
-        codec: str = "none",
-        idempotent: bool = False,
-        pause_ms: int = 0,
-        linger_ms: int = 5,
-        timeout_ms: int = 60_000,
-    ) -> list[str | None]:
+    def produce(self, topic: str, records: Sequence[Record], sending: Sending) -> list[str | None]:
         headers, partitions = {record.headers for record in records}, {record.partition for record in records}
         if len(headers) > 1 or len(partitions) > 1 or any(record.timestamp_ms for record in records):
             raise NotOffered  # It takes headers and a partition for all of its records at once, and no timestamp.
         if any(part == "" for record in records for part in record[:2]):
             raise NotOffered  # With -Z what is empty is null, so that nothing can be empty.
-        settings = {"acks": acks, "enable.idempotence": str(idempotent).lower(), "linger.ms": linger_ms, "message.timeout.ms": timeout_ms}
-        options = [part for name, value in {**settings, "partitioner": "murmur2_random"}.items() for part in ("-X", f"{name}={value}")]
+        settings = {
+            "acks": sending.acks,
+            "compression.type": sending.codec,
+            "enable.idempotence": str(sending.idempotent).lower(),
+            "linger.ms": sending.linger_ms,
+            "message.timeout.ms": sending.timeout_ms,
+            "partitioner": "murmur2_random",
+        }
+        options = [part for name, value in settings.items() for part in ("-X", f"{name}={value}")]
         options += [part for name, value in headers.pop() for part in ("-H", f"{name}={value}")]
         options += [] if (partition := partitions.pop()) is None else ["-p", str(partition)]
         lines = [f"{record.key or ''}\t{record.value or ''}\n" for record in records]
         try:
-            self._run("-P", "-t", topic, "-K", "\t", "-Z", "-z", codec, *options, lines=lines, pause_ms=pause_ms)
+            self._run("-P", "-t", topic, "-K", "\t", "-Z", *options, lines=lines, pause_ms=sending.pause_ms)
         except Refused as error:
             return [str(error)] * len(records)
         return [None] * len(records)
@@ -101,20 +97,21 @@ class Kcat(Client):
     def offset_for(self, topic: str, partition: int, timestamp_ms: int) -> int:
         return int(self._run("-Q", "-t", f"{topic}:{partition}:{timestamp_ms}").split()[-1])
 
-    def member(self, topics: Sequence[str], group: str, *, strategies: Sequence[str] = (), instance: str = "", protocol: str = "") -> Member:
+    def member(self, wanted: Membership) -> Member:
         # Its librdkafka is older than KIP-848, and its way to take partitions older than incremental rebalances.
-        if protocol == "consumer" or {"sticky", "cooperative-sticky"} & set(strategies):
+        if wanted.protocol == "consumer" or {"sticky", "cooperative-sticky"} & set(wanted.strategies):
             raise NotOffered
         settings = {
             "auto.offset.reset": "earliest",
             "auto.commit.interval.ms": 100,
-            "partition.assignment.strategy": ",".join(strategies or ["range"]),
+            "partition.assignment.strategy": ",".join(wanted.strategies or ["range"]),
+            "session.timeout.ms": wanted.session_ms,
             "heartbeat.interval.ms": 300,
             "topic.metadata.refresh.interval.ms": 1000,
-            **({"group.instance.id": instance} if instance else {}),
+            **({"group.instance.id": wanted.instance} if wanted.instance else {}),
         }
         options = [part for name, value in settings.items() for part in ("-X", f"{name}={value}")]
-        return KcatMember([*self.argv, "-b", self.bootstrap_servers, "-G", group, "-u", *options, "-f", '{"value": "%s"}\n', *topics])
+        return KcatMember([*self.argv, "-b", self.bootstrap_servers, "-G", wanted.group, "-u", *options, "-f", '{"value": "%s"}\n', *wanted.topics])
 
     def list_topics(self) -> list[str]:
         return [topic["topic"] for topic in json.loads(self._run("-L", "-J"))["topics"]]
@@ -135,5 +132,5 @@ class KcatMember(ProgramMember):
         if rebalanced is None:
             return super().told(line)
         places = {Place(topic, int(number)) for topic, number in re.findall(r"([\w.-]+) \[(\d+)\]", rebalanced[2])}
-        self.assigned = frozenset(self.assigned | places if rebalanced[1] == "assigned" else self.assigned - places)
+        self.holds(self.assigned | places if rebalanced[1] == "assigned" else self.assigned - places)
         return True

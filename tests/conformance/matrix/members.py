@@ -4,47 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
-from .client import Member, Place
+import aiokafka
+import aiokafka.errors
+import confluent_kafka
+import kafka
+import kafka.errors
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor as AiokafkaRange
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor as AiokafkaRoundRobin
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor as AiokafkaSticky
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+from .client import Member, Membership
 from .outcome import WAIT_S, Failure, NotOffered
 
-SESSION_MS: Final = 8000
 HEARTBEAT_MS: Final = 300
 METADATA_MAX_AGE_MS: Final = 1000
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What a member is to be."""
-
-    bootstrap_servers: str
-    topics: Sequence[str]
-    group: str
-    strategies: Sequence[str]
-    instance: str
-    protocol: str
-
-    @property
-    def pattern(self) -> str:
-        """The regular expression, empty when topics are named."""
-        return self.topics[0] if self.topics[0].startswith("^") else ""
-
-    def of_classes(self, known: dict[str, Any]) -> list[Any]:
-        """The library's classes of the strategies. Raises NotOffered, also for the consumer protocol."""
-        if self.protocol == "consumer" or not known.keys() >= set(self.strategies):
-            raise NotOffered
-        return [known[strategy] for strategy in self.strategies or ["range"]]
 
 
 class ThreadMember(Member):
     """Runs `consume` until it is closed."""
 
-    def __init__(self, wanted: Membership) -> None:
+    assignors: Mapping[str, Any] = {}  # The library's, by our names of the strategies.
+    protocols = frozenset({"", "classic"})
+
+    def __init__(self, bootstrap_servers: str, wanted: Membership) -> None:
+        """Raises NotOffered."""
         super().__init__()
-        self.wanted = wanted
+        if wanted.protocol not in self.protocols or (wanted.protocol != "consumer" and not self.assignors.keys() >= set(wanted.strategies)):
+            raise NotOffered
+        self.bootstrap_servers, self.wanted = bootstrap_servers, wanted
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -65,8 +59,9 @@ class ThreadMember(Member):
         if self._error is not None:
             raise Failure(f"the member ended with {self.problem()}")
 
-    def holds(self, places: Any) -> None:
-        self.assigned = frozenset(Place(place.topic, place.partition) for place in places)
+    def gives_up(self, places: Any) -> None:
+        """A rebalance takes these away: told at once, for what comes next may be there before the next poll ends."""
+        self.holds(self.assigned - {(place.topic, place.partition) for place in places})
 
     def _run(self) -> None:
         try:
@@ -77,23 +72,27 @@ class ThreadMember(Member):
     def consume(self) -> None:
         raise NotImplementedError
 
+    def _chosen(self) -> list[Any]:
+        return [self.assignors[strategy] for strategy in self.wanted.strategies or ["range"]]
+
 
 class ConfluentMember(ThreadMember):
-    def consume(self) -> None:
-        from confluent_kafka import Consumer, KafkaException
+    assignors: Mapping[str, Any] = {name: name for name in ("range", "roundrobin", "cooperative-sticky")}
+    protocols = frozenset({"", "classic", "consumer"})
 
-        consumer = Consumer(self._settings())
-        consumer.subscribe(list(self.wanted.topics))
+    def consume(self) -> None:
+        consumer = confluent_kafka.Consumer(self._settings())
+        consumer.subscribe(list(self.wanted.topics), on_revoke=lambda _, places: self.gives_up(places))
         try:
             while self.goes_on:
                 messages = consumer.consume(100, timeout=0.1)
-                self.holds(consumer.assignment())
+                self.holds((place.topic, place.partition) for place in consumer.assignment())
                 good = [message for message in messages if message.error() is None]
                 self.values += [message.value().decode() for message in good]
                 if good:
                     try:
                         consumer.commit(asynchronous=False)
-                    except KafkaException as error:
+                    except confluent_kafka.KafkaException as error:
                         if error.args[0].name() not in REBALANCING:
                             raise
         finally:
@@ -101,19 +100,23 @@ class ConfluentMember(ThreadMember):
 
     def _settings(self) -> dict[str, Any]:
         wanted = self.wanted
-        classic = {
-            "session.timeout.ms": SESSION_MS,
-            "heartbeat.interval.ms": HEARTBEAT_MS,
-            "partition.assignment.strategy": ",".join(wanted.strategies or ["range"]),
-        }
+        if wanted.protocol == "consumer":
+            assignor = {"group.remote.assignor": wanted.strategies[0]} if wanted.strategies else {}
+            protocol = {"group.protocol": "consumer", **assignor}
+        else:
+            protocol = {
+                "session.timeout.ms": wanted.session_ms,
+                "heartbeat.interval.ms": HEARTBEAT_MS,
+                "partition.assignment.strategy": ",".join(self._chosen()),
+            }
         return {
-            "bootstrap.servers": wanted.bootstrap_servers,
+            "bootstrap.servers": self.bootstrap_servers,
             "group.id": wanted.group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "topic.metadata.refresh.interval.ms": METADATA_MAX_AGE_MS,
             "log_level": 0,
-            **({"group.protocol": "consumer"} if wanted.protocol == "consumer" else classic),
+            **protocol,
             **({"group.instance.id": wanted.instance} if wanted.instance else {}),
         }
 
@@ -126,88 +129,91 @@ REBALANCING: Final = frozenset(
 )  # fmt: skip
 
 
-class KafkaPythonMember(ThreadMember):
-    def consume(self) -> None:
-        from kafka import KafkaConsumer
-        from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-        from kafka.coordinator.assignors.range import RangePartitionAssignor
-        from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-        from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-        from kafka.errors import CommitFailedError, KafkaError
+class PurePythonMember(ThreadMember):
+    """What kafka-python and aiokafka, which sprang from it, have in common."""
 
-        known = {
-            "range": RangePartitionAssignor,
-            "roundrobin": RoundRobinPartitionAssignor,
-            "sticky": StickyPartitionAssignor,
-            "cooperative-sticky": CooperativeStickyAssignor,
+    def _has_read(self, consumer: Any, batches: Mapping[Any, list[Any]]) -> None:
+        self.holds(consumer.assignment())
+        self.values += [record.value.decode() for records in batches.values() for record in records]
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "group_id": self.wanted.group,
+            "group_instance_id": self.wanted.instance or None,
+            "partition_assignment_strategy": self._chosen(),
+            "auto_offset_reset": "earliest",
+            "enable_auto_commit": False,
+            "session_timeout_ms": self.wanted.session_ms,
+            "heartbeat_interval_ms": HEARTBEAT_MS,
+            "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         }
-        wanted = self.wanted
-        consumer = KafkaConsumer(
-            bootstrap_servers=wanted.bootstrap_servers.split(","),
-            group_id=wanted.group,
-            group_instance_id=wanted.instance or None,
-            partition_assignment_strategy=wanted.of_classes(known),
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            session_timeout_ms=SESSION_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            metadata_max_age_ms=METADATA_MAX_AGE_MS,
-        )
-        consumer.subscribe(pattern=wanted.pattern) if wanted.pattern else consumer.subscribe(wanted.topics)
+
+    def _subscription(self) -> dict[str, Any]:
+        what = {"pattern": self.wanted.pattern} if self.wanted.pattern else {"topics": list(self.wanted.topics)}
+        return {**what, "listener": Listener(self)}
+
+
+class Listener(kafka.ConsumerRebalanceListener, aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
+    """Tells a member what it loses; either library takes it."""
+
+    def __init__(self, member: ThreadMember) -> None:
+        self._member = member
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self._member.gives_up(revoked)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """The member sees it at the end of its poll."""
+
+
+class KafkaPythonMember(PurePythonMember):
+    assignors: Mapping[str, Any] = {
+        "range": RangePartitionAssignor,
+        "roundrobin": RoundRobinPartitionAssignor,
+        "sticky": StickyPartitionAssignor,
+        "cooperative-sticky": CooperativeStickyAssignor,
+    }
+
+    def consume(self) -> None:
+        consumer = kafka.KafkaConsumer(**self._settings())
+        consumer.subscribe(**self._subscription())
         try:
             while self.goes_on:
                 batches = consumer.poll(timeout_ms=500)  # It forgets a rebalance during which a poll ends, FINDINGS.md says.
-                self.holds(consumer.assignment())
-                self.values += [record.value.decode() for records in batches.values() for record in records]
+                self._has_read(consumer, batches)
                 if batches:
                     try:
                         consumer.commit()
-                    except CommitFailedError:
+                    except kafka.errors.CommitFailedError:
                         pass  # A rebalance came first.
-                    except KafkaError as error:
+                    except kafka.errors.KafkaError as error:
                         if not error.retriable:
                             raise
         finally:
             consumer.close()
 
 
-class AiokafkaMember(ThreadMember):
+class AiokafkaMember(PurePythonMember):
+    assignors: Mapping[str, Any] = {"range": AiokafkaRange, "roundrobin": AiokafkaRoundRobin, "sticky": AiokafkaSticky}
+
     def consume(self) -> None:
         asyncio.run(self._consume())
 
     async def _consume(self) -> None:
-        from aiokafka import AIOKafkaConsumer
-        from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-        from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-        from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-        from aiokafka.errors import CommitFailedError, KafkaError
-
-        known = {"range": RangePartitionAssignor, "roundrobin": RoundRobinPartitionAssignor, "sticky": StickyPartitionAssignor}
-        wanted = self.wanted
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=wanted.bootstrap_servers,
-            group_id=wanted.group,
-            group_instance_id=wanted.instance or None,
-            partition_assignment_strategy=wanted.of_classes(known),
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            session_timeout_ms=SESSION_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            metadata_max_age_ms=METADATA_MAX_AGE_MS,
-        )
-        consumer.subscribe(pattern=wanted.pattern) if wanted.pattern else consumer.subscribe(list(wanted.topics))
+        consumer = aiokafka.AIOKafkaConsumer(**self._settings())
+        consumer.subscribe(**self._subscription())
         await consumer.start()
         try:
             while self.goes_on:
                 batches = await consumer.getmany(timeout_ms=100)
-                self.holds(consumer.assignment())
-                self.values += [record.value.decode() for records in batches.values() for record in records]
+                self._has_read(consumer, batches)
                 if batches:
                     try:
                         await consumer.commit()
-                    except CommitFailedError:
+                    except aiokafka.errors.CommitFailedError:
                         pass
-                    except KafkaError as error:
+                    except aiokafka.errors.KafkaError as error:
                         if not error.retriable:
                             raise
         finally:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .bench import Bench, some_records
-from .client import Record
+from .bench import Bench
+from .client import Record, Sending
 from .outcome import Failure, NotOffered, expect, expect_error, wait_for
+from .reference import some_records
 
 FAILOVER_RECORDS: Final = 600
 FAILOVER_PAUSE_MS: Final = 4
@@ -21,7 +22,7 @@ MURMUR2_OF_7: Final = {"key-0": 0, "key-1": 5, "key-2": 4, "key-3": 4, "key-4": 
 def produced(bench: Bench, topic: str, records: Sequence[Record], **options: Any) -> list[Record]:
     """Send them by the client, all acknowledged; what is stored then, in order of partition and offset."""
     before = sum(bench.ends(topic))
-    problems = [problem for problem in bench.client.produce(topic, records, **options) if problem]
+    problems = [problem for problem in bench.client.produce(topic, records, Sending(**options)) if problem]
     if problems:
         raise Failure(f"{len(problems)} of {len(records)} failed: {problems[0]}")
     # What only its leader has (acks=1) can't be read yet.
@@ -42,7 +43,7 @@ def sends(bench: Bench, **options: Any) -> None:
 def without_acknowledgement(bench: Bench) -> None:
     """acks=0 waits for nothing, so what is stored is waited for here."""
     topic, records = bench.topic(), some_records()
-    problems = bench.client.produce(topic, records, acks="0")
+    problems = bench.client.produce(topic, records, Sending(acks="0"))
     expect(any(problems), False, "refused")
     wait_for(lambda: sum(bench.ends(topic)) >= len(records), "records sent with acks=0", 20)
     expect(sorted(each.value for each in bench.stored(topic)), sorted(each.value for each in records))  # type: ignore[type-var]
@@ -97,7 +98,7 @@ def append_time(bench: Bench) -> None:
 def too_large(bench: Bench) -> None:
     """A batch above the topic's max.message.bytes is refused with the reason; the next one, smaller, is taken."""
     topic = bench.topic(1, max_message_bytes="2000")
-    problem = bench.client.produce(topic, [Record("k", "x" * 5000)])[0]
+    problem = bench.client.produce(topic, [Record("k", "x" * 5000)], Sending())[0]
     expect_error(problem, "too.?large|msg_size|larger than|size limit|max.message.size")
     found = produced(bench, topic, [Record("k", "small")])
     expect([each.value for each in found], ["small"])
@@ -106,10 +107,10 @@ def too_large(bench: Bench) -> None:
 def too_few_replicas(bench: Bench) -> None:
     """With fewer replicas in sync than min.insync.replicas nothing is acknowledged with acks=all, and nothing stored."""
     topic = bench.topic(assignment=[[1, 2]], min_insync_replicas="2")
-    bench.client.produce(bench.topic(1), [Record("k", "v")])  # Only a client that offers this costs a node its life.
+    bench.client.produce(bench.topic(1), [Record("k", "v")], Sending())  # Only a client that offers this costs a node its life.
     with bench.killed(2):
         wait_for(lambda: bench.partitions(topic)[0].isrs == [1], "the ISR without the dead node")
-        problem = bench.client.produce(topic, [Record("k", "v")], timeout_ms=2000)[0]
+        problem = bench.client.produce(topic, [Record("k", "v")], Sending(timeout_ms=2000))[0]
         expect_error(problem, "not.?enough|replica|timed?.?out|timeout|expired")
         expect(bench.ends(topic), [0], "end offset")
 
@@ -119,10 +120,9 @@ def survives_the_leader(bench: Bench) -> None:
     topic = bench.topic(1, min_insync_replicas="2")
     records = [Record("k", str(number)) for number in range(FAILOVER_RECORDS)]
     outcome: list[list[str | None]] = []
-    sending = threading.Thread(
-        target=lambda: outcome.append(bench.client.produce(topic, records, idempotent=True, pause_ms=FAILOVER_PAUSE_MS, linger_ms=0)), daemon=True
-    )
-    bench.client.produce(bench.topic(1), records[:1], idempotent=True, pause_ms=1)  # Only a client that offers this costs a node its life.
+    paced = Sending(idempotent=True, pause_ms=FAILOVER_PAUSE_MS, linger_ms=0)
+    sending = threading.Thread(target=lambda: outcome.append(bench.client.produce(topic, records, paced)), daemon=True)
+    bench.client.produce(bench.topic(1), records[:1], paced)  # Only a client that offers this costs a node its life.
     sending.start()
     wait_for(lambda: bench.ends(topic)[0] > FAILOVER_RECORDS // 10 or outcome, "the first records")
     with bench.killed(bench.partitions(topic)[0].leader):

@@ -9,12 +9,13 @@ import queue
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-from .client import Client, Member, Place, Record, Refused
+from .client import Client, Member, Membership, Place, Record, Refused
 from .outcome import WAIT_S, Failure, NotOffered
 
 SOURCES: Final = Path(__file__).resolve().parent.parent / "clients"
@@ -43,6 +44,15 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value]
 
 
+def named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An argument by its name; one of our dataclasses by the names of what it holds."""
+    if is_dataclass(value):
+        for each in fields(value):
+            yield each.name, plain(getattr(value, each.name))
+    else:
+        yield name, plain(value)
+
+
 def as_record(found: Mapping[str, Any]) -> Record:
     return Record(**{**found, "headers": tuple((key, value) for key, value in found["headers"] or ())})
 
@@ -68,7 +78,7 @@ def asking(verb: str) -> Callable[..., Any]:
     def ask(self: Program, *arguments: Any, **options: Any) -> Any:
         bound = declared.bind(self, *arguments, **options)
         bound.apply_defaults()
-        result = self.ask(verb, {name: plain(value) for name, value in bound.arguments.items() if name != "self"})
+        result = self.ask(verb, {name: value for given in list(bound.arguments.items())[1:] for name, value in named(*given)})
         return DECODERS.get(verb, lambda found: found)(result)
 
     return ask
@@ -103,9 +113,8 @@ class Program(Client):
             raise NotOffered
         return answer["result"]
 
-    def member(self, topics: Any, group: str, *, strategies: Any = (), instance: str = "", protocol: str = "") -> Member:
-        wanted = {"topics": list(topics), "group": group, "strategies": list(strategies), "instance": instance, "protocol": protocol}
-        return ProgramMember([*self.argv, self.bootstrap_servers, "member", json.dumps(wanted)])
+    def member(self, wanted: Membership) -> Member:
+        return ProgramMember([*self.argv, self.bootstrap_servers, "member", json.dumps(dict(named("wanted", wanted)))])
 
     def stop(self) -> None:
         if self._process is not None:
@@ -186,7 +195,7 @@ class ProgramMember(Member):
             return False
         event = json.loads(line)
         if "assigned" in event:
-            self.assigned = frozenset(Place(*each) for each in event["assigned"])
+            self.holds(event["assigned"])
         elif "value" in event:
             self.values.append(event["value"])
         self._not_offered = "not_offered" in event
@@ -214,8 +223,8 @@ class GoProgram(Program):
             raise Skipped("go is not installed")
         place = directory / self._source
         place.mkdir(parents=True)
-        shutil.copy(SOURCES / f"{self._source}.go", place / "main.go")
-        shutil.copy(SOURCES / "serve.go", place)
+        for source in (SOURCES / "serve.go", *(SOURCES / self._source).glob("*.go")):
+            shutil.copy(source, place)
         run(["go", "mod", "init", "conformance"], place)
         run(["go", "get", *(f"{module}@{version}" for module, version in GO_MODULES[self._source].items())], place)
         run(["go", "mod", "tidy"], place)
