@@ -14,11 +14,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from conformance_clients import KAFKA, Java, Skipped
 from raftlog_cli.chaos_cluster import HOST, free_ports
 from raftlog_cli.nodefiles import new_kafka_id
 
-HEAP: Final = "-Xmx512m"
+ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "conformance"))
+
+from matrix.programs import JVM, KAFKA, Java, Skipped  # noqa: E402
+
+HEAP: Final = "-Xmx512m"  # A server needs more than a tool.
 FAULT_EVERY_S: Final = 20.0
 DOWN_S: Final = 6.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -39,8 +43,8 @@ class KafkaNodes:
         cluster_id = new_kafka_id()
         for number in numbers:
             path = self._write_settings(number)
-            format_it = java.tool("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(path))
-            subprocess.run(format_it.argv, check=True, capture_output=True)
+            format_it = self._command("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(path))
+            subprocess.run(format_it, check=True, capture_output=True)
 
     @property
     def numbers(self) -> list[int]:
@@ -78,10 +82,12 @@ class KafkaNodes:
 
     def start(self, number: int) -> None:
         node = self._directory / f"node-{number}"
-        command = self._java.tool("kafka.Kafka", str(node / "server.properties")).argv
-        command[1] = HEAP  # A server needs more than a tool.
+        command = self._command("kafka.Kafka", str(node / "server.properties"))
         with (node / "node.log").open("ab") as log:
             self._processes[number] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def _command(self, main: str, *arguments: str) -> list[str]:
+        return [*JVM, HEAP, "-cp", self._java.jars, main, *arguments]  # Of two sizes of the heap the JVM takes the last.
 
     def kill(self, number: int) -> None:
         self._processes[number].kill()
