@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import signal
@@ -29,13 +30,14 @@ from matrix.java_tools import JAVA_TOOLS  # noqa: E402
 from matrix.kafka_python_client import KafkaPython  # noqa: E402
 from matrix.kcat import Kcat  # noqa: E402
 from matrix.outcome import FAILS, WORKS, Cell, attempt  # noqa: E402
-from matrix.programs import GoProgram, Java, KafkaJs, Skipped  # noqa: E402
+from matrix.programs import KAFKA, GoProgram, Java, KafkaJs, Skipped  # noqa: E402
 
 PAGE: Final = ROOT / "tests" / "conformance" / "CLIENTS.md"
 README: Final = ROOT / "README.md"
 MARKER: Final = "clients"
 TOOLS: Final = "Kafka's own command-line tools"
-STREAMS: Final = {"quix": "Quix Streams 3.28.1", "faust": "Faust 0.15.3"}
+KAFKA_STREAMS: Final = "kafka-streams"
+STREAMS: Final = {"quix": "Quix Streams 3.28.1", "faust": "Faust 0.15.3", KAFKA_STREAMS: f"Kafka Streams {KAFKA}"}
 
 
 def all_clients() -> list[Client]:
@@ -52,8 +54,8 @@ def main() -> int:
         with running_cluster(3, settings=CLUSTER_SETTINGS, metrics=True) as cluster:
             for client in ready:
                 run(client, cluster, asked.only, results)
-    if asked.all and not asked.only:
-        run_streams(results)
+        if asked.all and not asked.only:
+            run_streams(next((client for client in ready if isinstance(client, Java)), None), results)
     groups = {group: list(checks) for group, checks in FEATURES.items()}
     if not asked.only:
         page, short = table.in_full(results, groups), table.in_short(results, groups)
@@ -106,12 +108,16 @@ def run(client: Client, cluster: LocalCluster, only: re.Pattern[str] | None, res
                 tools[name] = reported(name, partial(tool, bench))
 
 
-def run_streams(results: table.Results) -> None:
-    """The stream processors' tests, each with a cluster of its own."""
+def run_streams(java: Java | None, results: table.Results) -> None:
+    """The stream processors' tests, each with a cluster of its own; that of Kafka Streams with Java's jars."""
     rows: dict[str, Cell] = {}
     for program, name in STREAMS.items():
+        if program == KAFKA_STREAMS and java is None:
+            results.skipped.append(f"{name}: it needs the Java client")
+            continue
         argv = [sys.executable, "-m", "pytest", "-q", "-rs", str(ROOT / "tests" / "conformance" / "test_streams.py"), "-k", program]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        settings = {**os.environ, "STREAMS_CLASSPATH": java.class_path} if java else None
+        done = subprocess.run(argv, env=settings, capture_output=True, text=True, check=False)
         if "skipped" in done.stdout:
             results.skipped.append(f"{name}: it could not be installed")
             continue

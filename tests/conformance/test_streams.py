@@ -11,6 +11,7 @@ import contextlib
 import csv
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,28 +25,33 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartit
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 from flights import Event, events, package_directory
 from local_cluster import LocalCluster, running_cluster, wait_until
+from matrix.programs import JVM
 
 PROGRAMS = Path(__file__).parent / "clients"
 PYTHON = Path(sys.prefix) / "streams" / "bin" / "python"
 FLIGHTS = 2000
 PARTITIONS = 2
+CLASSPATH = os.environ.get("STREAMS_CLASSPATH")  # Of clients/FlightStreams.java with Kafka's jars: scripts/conformance --all builds it.
 WAIT_S = 120.0
 READY = "ready"  # The file by which a program that is to be awaited says so.
 AWAITED = ("faust",)
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the stream processors' environment is not there; scripts/test makes it")
+IN_PYTHON = pytest.mark.skipif(not PYTHON.exists(), reason="the stream processors' environment is not there; scripts/test makes it")
+IN_JAVA = pytest.mark.skipif(CLASSPATH is None, reason="Kafka Streams runs in scripts/conformance --all only")
+PROGRAM_NAMES = [pytest.param("quix", marks=IN_PYTHON), pytest.param("faust", marks=IN_PYTHON), pytest.param("kafka-streams", marks=IN_JAVA)]
 
 
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
     """Three nodes with a topic of airlines and one of flights, both empty."""
-    with running_cluster(3, settings={"offsets.topic.num.partitions": "2"}) as cluster:
+    # Kafka Streams gives its outputs the flights' time, which is long past.
+    with running_cluster(3, settings={"offsets.topic.num.partitions": "2", "log.retention.ms": "-1"}) as cluster:
         for created in admin_of(cluster).create_topics([NewTopic(name, PARTITIONS, 3) for name in ("airlines", "flights")]).values():
             created.result(WAIT_S)
         yield cluster
 
 
-@pytest.mark.parametrize("program", ["quix", "faust"])
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
 def test_state_windows_and_a_join(program: str, cluster: LocalCluster, tmp_path: Path) -> None:
     flights = list(events(FLIGHTS))
     lives = flights[: FLIGHTS // 2], flights[FLIGHTS // 2 :]
@@ -151,9 +157,7 @@ def running(program: str, cluster: LocalCluster, state: Path) -> Iterator[subpro
     state.mkdir()
     log = state.with_suffix(".log")
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [str(PYTHON), str(PROGRAMS / f"{program}_flights.py"), cluster.bootstrap_servers, str(state)], stdout=file, stderr=file, cwd=state
-        )
+        process = subprocess.Popen([*start_of(program), cluster.bootstrap_servers, str(state)], stdout=file, stderr=file, cwd=state)
     try:
         if program in AWAITED:
             wait_until((state / READY).exists, what=f"{program} to be ready", timeout_s=WAIT_S)
@@ -165,6 +169,13 @@ def running(program: str, cluster: LocalCluster, state: Path) -> Iterator[subpro
         process.kill()
         process.wait()
         raise
+
+
+def start_of(program: str) -> list[str]:
+    """The command that starts it, but for its arguments."""
+    if program == "kafka-streams":
+        return [*JVM, "-cp", str(CLASSPATH), "FlightStreams"]
+    return [str(PYTHON), str(PROGRAMS / f"{program}_flights.py")]
 
 
 # The cluster, by a client that is known to work.

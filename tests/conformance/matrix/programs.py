@@ -248,7 +248,7 @@ class KafkaJs(Program):
 
 
 class Java(Program):
-    """Apache Kafka's own producer, consumer and admin client. Its jars bring the command-line tools, too."""
+    """Apache Kafka's own producer, consumer and admin client. Its jars bring the command-line tools and Kafka Streams, too."""
 
     name = "java"
     version = KAFKA
@@ -260,14 +260,15 @@ class Java(Program):
         place.mkdir(parents=True)
         wanted = "".join(
             f"<dependency><groupId>org.apache.kafka</groupId><artifactId>{artifact}</artifactId><version>{KAFKA}</version></dependency>"
-            for artifact in ("kafka_2.13", "kafka-tools")
+            for artifact in ("kafka_2.13", "kafka-tools", "kafka-streams")
         )
         head = "<project><modelVersion>4.0.0</modelVersion><groupId>conformance</groupId><artifactId>conformance</artifactId><version>1</version>"
         (place / "pom.xml").write_text(f"{head}<dependencies>{wanted}</dependencies></project>", encoding="utf-8")
         run(["mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"], place)
         self.jars = str(place / "lib" / "*")
         run(["javac", "-cp", self.jars, "-d", "classes", *(str(source) for source in sorted(SOURCES.glob("*.java")))], place)
-        self.argv = [*JVM, "-cp", f"{place / 'classes'}:{self.jars}", "Clients"]
+        self.class_path = f"{place / 'classes'}:{self.jars}"
+        self.argv = [*JVM, "-cp", self.class_path, "Clients"]
 
 
 JVM: Final = ("java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
