@@ -201,7 +201,12 @@ def make_options(
         raise UsageProblem(f"scenario {scenario.name} needs --network namespaces")
     common["in_namespaces"] = in_namespaces
     return Options(
-        title=f"{scenario.title}, {nodes} nodes", rounds=rounds_of(scenario), settings=scenario.settings, isolates=scenario.isolates, **common
+        title=f"{scenario.title}, {nodes} nodes",
+        rounds=rounds_of(scenario),
+        settings=scenario.settings,
+        isolates=scenario.isolates,
+        in_racks=scenario.in_racks,
+        **common,
     )
 
 
@@ -217,9 +222,13 @@ def show(outcome: Outcome, options: Options, *, as_json: bool) -> None:
             for one in outcome.timeline.resumptions
         ]
         fields = {"event": "verdict", "passed": outcome.passed, "seed": options.seed, "problems": outcome.problems, "resumptions": resumptions}
+        if outcome.from_followers is not None:
+            fields["records_from_followers"] = outcome.from_followers
         print_json({**fields, **verdict_fields(outcome.verdict)})
         return
     print_verdict(outcome.verdict, unsure=outcome.unsure)
+    if outcome.from_followers is not None:
+        print(f"{outcome.from_followers:,} records came from followers")
     if outcome.timeline.resumptions:
         print_table(
             ["scenario", "at s", "no writes for s", "limit s", "in sync after s"],

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from .chaos_history import IDS_PER_PROCESS, Recorder
+from .chaos_near import read_nearby
 
 DELIVERY_TIMEOUT_MS: Final = 8000  # After that a write counts as unsure.
 # librdkafka, once a write has timed out that may have been stored, sends those behind it again under a new producer epoch: they
@@ -41,7 +42,7 @@ EXIT_INCOMPLETE: Final = 1
 class Spec:
     """What one client is and does. `number` is unique in a run: ids and values follow from it."""
 
-    role: str  # producer, poller, member, observer, final
+    role: str  # producer, poller, near, member, observer, final
     library: str  # librdkafka, aiokafka
     name: str
     number: int
@@ -55,6 +56,7 @@ class Spec:
     idempotent: bool = True
     protocol: str = "classic"  # Of its group: classic, or consumer (KIP-848).
     commits: bool = True  # Whether the final reads include the group's offsets.
+    rack: str = ""  # Where it stands, if it reads from the replica there.
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -189,8 +191,8 @@ def poll(spec: Spec, stop: Stop) -> int:
     return 0
 
 
-def take(spec: Spec, recorder: Recorder, consumer: Any) -> list[Any]:
-    """Poll once; what came goes into the history. Returns the messages."""
+def take(spec: Spec, recorder: Recorder, consumer: Any, *, tell: Callable[[], dict[str, Any]] = dict) -> list[Any]:
+    """Poll once; what came goes into the history, with what `tell` adds. Returns the messages."""
     began_ns = time.monotonic_ns()
     messages = []
     for message in consumer.consume(POLL_RECORDS_MAX, POLL_TIMEOUT_S):
@@ -200,7 +202,7 @@ def take(spec: Spec, recorder: Recorder, consumer: Any) -> list[Any]:
             note(spec, f"poll: {message.error()}")
     if messages:
         records = [[spec.partition_name(message.partition()), message.offset(), int(message.value())] for message in messages]
-        recorder.whole("poll", began_ns=began_ns, records=records)
+        recorder.whole("poll", began_ns=began_ns, records=records, **tell())
     return messages
 
 
@@ -319,6 +321,7 @@ def _read_to(consumer: Any, end: int, deadline_s: float) -> list[Any]:
 ROLES: Final[Mapping[str, Callable[[Spec, Stop], int]]] = {
     "producer": produce,
     "poller": poll,
+    "near": read_nearby,
     "member": join,
     "observer": observe,
     "final": read_finally,

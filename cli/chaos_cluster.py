@@ -29,6 +29,7 @@ PORT_FIRST: Final = 10_000  # Below the ports that the system gives to outgoing 
 PORT_LAST: Final = 30_000
 PORT_TRIES_MAX: Final = 2000
 REPLICATION_MAX: Final = 3
+RACK_AWARE: Final = "org.apache.kafka.common.replica.RackAwareReplicaSelector"
 NAMESPACE_PORTS: Final = (9092, 9094, 9093)  # Of the listeners for clients, brokers and controllers, where each node has an address.
 
 # Shorter than Kafka's defaults, so that a run of a minute sees many sessions end.
@@ -56,12 +57,15 @@ class Listeners(NamedTuple):
 class ChaosCluster:
     """Nodes 1 to `count` in a directory. `close` ends them all."""
 
-    def __init__(self, count: int, *, directory: Path, settings: Mapping[str, str], seed: int, in_namespaces: bool = False) -> None:
-        """Raises CliError when the nodes can't have namespaces."""
+    def __init__(
+        self, count: int, *, directory: Path, settings: Mapping[str, str], seed: int, in_namespaces: bool = False, in_racks: bool = False
+    ) -> None:
+        """`in_racks`: each node is in one of its own, and sends consumers to the replicas in theirs. Raises CliError without namespaces."""
         self.directory = directory
         self.chance = random.Random(seed)
         self.paused: set[int] = set()
         self._settings = settings
+        self._in_racks = in_racks
         numbers = range(1, count + 1)
         self.links: Links | Namespaces
         if in_namespaces:
@@ -106,6 +110,7 @@ class ChaosCluster:
             "offsets.topic.replication.factor": str(replicas),
             "min.insync.replicas": str(max(1, replicas - 1)),
             **self._settings,
+            **({"broker.rack": rack_of(node_id), "replica.selector.class": RACK_AWARE} if self._in_racks else {}),
             "listeners": f"PLAINTEXT://{client},INTERNAL://{own.host}:{own.internal},CONTROLLER://{own.host}:{own.controller}",
             "advertised.listeners": f"PLAINTEXT://{client},INTERNAL://{self._advertised[node_id]}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -217,6 +222,10 @@ class ChaosCluster:
                     raise CliError(f"node {node_id} did not end within {STOP_TIMEOUT_S:.0f} s")
                 time.sleep(POLL_S)
             self.paused.discard(node_id)
+
+
+def rack_of(node_id: int) -> str:
+    return f"rack-{node_id}"
 
 
 def recovery_points(data: Path) -> dict[str, int]:

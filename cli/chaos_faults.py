@@ -24,7 +24,8 @@ MOVES_LANE: Final = "partitions"
 
 
 class Faults:
-    """The steps' meaning. `pump` is called while waiting; `replace_clients` kills the clients and starts others."""
+    """The steps' meaning. `pump` is called while waiting; `replace_clients` kills the clients and starts others; `read_followers`
+    tells from which nodes consumers read partitions that others lead, and how many each."""
 
     def __init__(
         self,
@@ -37,11 +38,13 @@ class Faults:
         pump: Callable[[float], None],
         replace_clients: Callable[[], None],
         elect: Callable[[], None],
+        read_followers: Callable[[], Mapping[int, int]],
         moves: Moves,
     ) -> None:
         self.cluster, self.watch, self.timeline = cluster, watch, timeline
         self._chance, self._say, self._pump = chance, say, pump
         self._replace_clients, self._elect, self._moves = replace_clients, elect, moves
+        self._read_followers = read_followers
         self._chosen: list[int] = []
         self._actions: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "kill": self._kill,
@@ -127,6 +130,9 @@ class Faults:
             case "follower":
                 others = [node_id for node_id in running if node_id != view.controller]
                 return [min(others, key=view.leads)] if others else []
+            case "read-follower":
+                read = {node_id: count for node_id, count in self._read_followers().items() if node_id in running}
+                return [max(sorted(read), key=lambda node_id: read[node_id])] if read else []
             case "random":
                 return [self._chance.choice(running)] if running else []
             case "majority":

@@ -35,6 +35,7 @@ class ClientKind:
     acks: str = "all"
     idempotent: bool = True
     protocol: str = "classic"  # Of its group.
+    rack: str = ""
 
 
 KINDS: Final = (
@@ -63,14 +64,26 @@ def has_aiokafka() -> bool:
 
 
 class Fleet:
-    """All clients of a run. `observes`: whether the group's offsets are read during the faults too."""
+    """All clients of a run. `observes`: whether the group's offsets are read during the faults too; `racks` get a consumer each."""
 
-    def __init__(self, *, bootstrap_servers: str, topic: str, partitions: int, history: Path, log: Path, rate_per_s: float, observes: bool) -> None:
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        topic: str,
+        partitions: int,
+        history: Path,
+        log: Path,
+        rate_per_s: float,
+        observes: bool,
+        racks: Sequence[str] = (),
+    ) -> None:
         self.libraries = (LIBRDKAFKA, AIOKAFKA) if has_aiokafka() else (LIBRDKAFKA,)
         self._base = Spec("", "", "", 0, bootstrap_servers, topic, partitions, str(history), GROUP)
         self._log = log
         self._observes = observes
         kinds = [kind for kind in KINDS if kind.library in self.libraries and (observes or kind.role != "observer")]
+        kinds += (ClientKind("near", LIBRDKAFKA, f"rd-near-{rack}", rack=rack) for rack in racks)
         share = sum(kind.share for kind in kinds)
         self._rates = {kind: rate_per_s * kind.share / share for kind in kinds}
         self._running: dict[ClientKind, NodeProcess] = {}
@@ -131,6 +144,7 @@ class Fleet:
             rate_per_s=self._rates.get(kind, 0.0),
             acks=kind.acks,
             idempotent=kind.idempotent,
+            rack=kind.rack,
         )
         client = NodeProcess(self._count, name, ["chaos", "client", spec.to_json()], self._log)
         client.start(now_s=time.monotonic())

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +57,37 @@ class Recorder:
         os.write(self._file, "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events).encode())
 
 
+class RackReads:
+    """What the consumers in racks have read, and from whom. Times are those of the history, in ns."""
+
+    def __init__(self) -> None:
+        self.from_followers = 0  # Records.
+        self._read_ns: dict[tuple[str, str], list[int]] = defaultdict(list)  # By rack and partition: when records came.
+        self._followed: dict[tuple[str, str], tuple[int, int]] = {}  # The follower that it was last read from, and when.
+
+    def take(self, event: dict[str, Any]) -> None:
+        """The end of a poll."""
+        rack, time_ns = event["rack"], event["time_ns"]
+        for partition in {partition for partition, _, _ in event["records"]}:
+            self._read_ns[rack, partition].append(time_ns)
+        for partition, (node_id, count) in event["from_followers"].items():
+            self.from_followers += count
+            self._followed[rack, partition] = (node_id, time_ns)
+
+    def followers(self, *, since_ns: int) -> Counter[int]:
+        """Nodes from which consumers read what others lead, and how many partitions each."""
+        return Counter(node_id for node_id, time_ns in self._followed.values() if time_ns >= since_ns)
+
+    def have_all_read(self, racks: Sequence[str], partitions: Sequence[str], *, since_ns: int) -> bool:
+        """Whether every rack has read every partition since a moment."""
+        return all(max(self._read_ns[rack, partition], default=0) >= since_ns for rack in racks for partition in partitions)
+
+    def longest_silence_s(self, racks: Sequence[str], partitions: Sequence[str], *, since_ns: int) -> float:
+        """The longest time since a moment in which one of the racks read nothing of one of the partitions."""
+        end_ns = time.monotonic_ns()
+        return max(_longest_gap_s(self._read_ns[rack, partition], since_ns=since_ns, end_ns=end_ns) for rack in racks for partition in partitions)
+
+
 class Tail:
     """Follows a growing history: acknowledged writes per second, and when each partition last had one."""
 
@@ -68,6 +99,7 @@ class Tail:
         self.acknowledged = 0
         self.unsure = 0
         self.records_polled = 0
+        self.rack_reads = RackReads()
         self.per_second: dict[int, int] = defaultdict(int)  # Acknowledged writes by whole second of the monotonic clock.
         self._of_all: dict[str, list[tuple[int, int]]] = defaultdict(list)  # Partition: began and ended (ns) of each with acks=all.
 
@@ -87,6 +119,8 @@ class Tail:
                     self.unsure += 1
             elif "records" in event:
                 self.records_polled += len(event["records"])
+                if "rack" in event:
+                    self.rack_reads.take(event)
 
     def resumed_ns(self, partition: str, *, after_ns: int) -> int | None:
         """When the first write with acks=all that began after a moment was acknowledged; None as long as there is none."""
@@ -96,11 +130,8 @@ class Tail:
 
     def longest_silence_s(self, partitions: Sequence[str], *, since_ns: int) -> float:
         """The longest time since a moment in which one of the partitions acknowledged no write with acks=all."""
-        longest_ns = 0
-        for partition in partitions:
-            times = [since_ns, *sorted(ended for _, ended in self._of_all[partition] if ended >= since_ns)]
-            longest_ns = max(longest_ns, *(after - before for before, after in pairwise([*times, time.monotonic_ns()])))
-        return longest_ns / 10**9
+        end_ns = time.monotonic_ns()
+        return max(_longest_gap_s((ended for _, ended in self._of_all[partition]), since_ns=since_ns, end_ns=end_ns) for partition in partitions)
 
     def _events(self) -> Iterator[dict[str, Any]]:
         try:
@@ -113,3 +144,8 @@ class Tail:
                 self._position += len(block)
                 *lines, self._rest = (self._rest + block).split(b"\n")
                 yield from map(json.loads, lines)
+
+
+def _longest_gap_s(times_ns: Iterable[int], *, since_ns: int, end_ns: int) -> float:
+    times = [since_ns, *sorted(time_ns for time_ns in times_ns if since_ns <= time_ns <= end_ns), end_ns]
+    return max(after - before for before, after in pairwise(times)) / 10**9

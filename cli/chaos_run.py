@@ -12,8 +12,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .chaos_cluster import ChaosCluster
-from .chaos_faults import Faults
+from .chaos_cluster import ChaosCluster, rack_of
+from .chaos_faults import Faults, named
 from .chaos_fleet import Fleet
 from .chaos_history import Tail
 from .chaos_moves import Moves
@@ -39,6 +39,7 @@ WARM_UP_TIMEOUT_S: Final = 60.0
 PATIENCE_S: Final = 30.0  # Beyond a scenario's limit: to say how long it really took.
 IN_SYNC_WITHIN_S: Final = 60.0
 CALM_S: Final = 2.0
+READ_LATELY_S: Final = 2.0
 ELECT_LEADERS: Final = 43
 PREFERRED: Final = 0
 ADMIN_TIMEOUT_MS: Final = 10_000
@@ -58,6 +59,7 @@ class Options:
     isolates: bool = True
     bootstrap_servers: str | None = None
     in_namespaces: bool = False
+    in_racks: bool = False
     history: Path | None = None
     keep: Path | None = None
 
@@ -72,6 +74,7 @@ class Outcome:
     libraries: tuple[str, ...]
     history: Path
     unsure: int
+    from_followers: int | None = None  # Records that consumers in racks read from followers; None where nobody is in one.
 
     @property
     def passed(self) -> bool:
@@ -124,7 +127,12 @@ class ChaosRun:
         if options.bootstrap_servers is None:
             self.say(f"starting {options.nodes} nodes in {self.directory}; seed {options.seed}")
             self.cluster = ChaosCluster(
-                options.nodes, directory=self.directory, settings=options.settings, seed=options.seed, in_namespaces=options.in_namespaces
+                options.nodes,
+                directory=self.directory,
+                settings=options.settings,
+                seed=options.seed,
+                in_namespaces=options.in_namespaces,
+                in_racks=options.in_racks,
             )
             self.cluster.start(self.cluster.nodes)
             servers, addresses = self.cluster.bootstrap_servers, self.cluster.addresses
@@ -146,6 +154,7 @@ class ChaosRun:
             log=self.directory / "clients.log",
             rate_per_s=options.rate_per_s,
             observes=not options.isolates,
+            racks=self._racks(),
         )
         missing = "" if len(self.fleet.libraries) > 1 else " (aiokafka is not installed: its clients are left out)"
         self.say(f"starting clients of {' and '.join(self.fleet.libraries)}{missing}: {options.rate_per_s:.0f} writes/s")
@@ -162,8 +171,12 @@ class ChaosRun:
                 pump=self.pump,
                 replace_clients=self.fleet.replace_all,
                 elect=self._elect_preferred,
+                read_followers=lambda: self.tail.rack_reads.followers(since_ns=time.monotonic_ns() - int(READ_LATELY_S * NS_PER_S)),
                 moves=Moves(self.topic, nodes=list(self.cluster.nodes), ask=self._ask, pump=self.pump, chance=random.Random(options.seed)),
             )
+
+    def _racks(self) -> list[str]:
+        return [rack_of(node_id) for node_id in self.cluster.nodes] if self.cluster is not None and self.options.in_racks else []
 
     def _all_brokers_known(self) -> bool:
         assert self.watch is not None and self.cluster is not None
@@ -263,6 +276,31 @@ class ChaosRun:
         if scenario.measure == "fault" and took_s is not None:
             took_s = self.tail.longest_silence_s(self.partitions, since_ns=measured_ns)
         self._note_resumption(scenario, measured_ns, took_s, in_sync_s)
+        if scenario.reads_resume_within_s is not None:
+            self._check_reads(scenario.name, measured_ns=measured_ns, cured_ns=int(cured_s * NS_PER_S), limit_s=scenario.reads_resume_within_s)
+
+    def _check_reads(self, name: str, *, measured_ns: int, cured_ns: int, limit_s: float) -> None:
+        """Of the consumers in racks, at the end of a round, with all replicas in sync: see Scenario."""
+        reads, racks, in_sync_ns = self.tail.rack_reads, self._racks(), time.monotonic_ns()
+        deadline_s = time.monotonic() + limit_s
+        while (unread := self._unread(in_sync_ns)) or not reads.have_all_read(racks, self.partitions, since_ns=cured_ns):
+            if time.monotonic() > deadline_s:
+                break
+            self.pump(TICK_S)
+        if unread:
+            self._found([f"{name}: {limit_s:.0f} s after all replicas were in sync nobody reads from {named(unread)}"])
+        silence_s = reads.longest_silence_s(racks, self.partitions, since_ns=measured_ns)
+        text = f"longest time without a read of some partition in some rack: {silence_s:.1f} s"
+        self.say(f"{text} (limit {limit_s:.0f} s)")
+        if silence_s > limit_s:
+            self.problems.append(f"{name}: {text}, allowed are {limit_s:.0f} s")
+
+    def _unread(self, since_ns: int) -> list[int]:
+        """The nodes that follow partitions and from which nobody has read since a moment."""
+        assert self.watch is not None
+        partitions = self.watch.newest().partitions
+        following = {node_id for partition in partitions for node_id in partition.isr if node_id != partition.leader}
+        return sorted(following - self.tail.rack_reads.followers(since_ns=since_ns).keys())
 
     def _note_resumption(self, scenario: Scenario, measured_ns: int, took_s: float | None, in_sync_s: float | None) -> None:
         at_s = measured_ns / NS_PER_S - self.timeline.began_s
@@ -311,7 +349,10 @@ class ChaosRun:
             operations = histories.parse(file)
         verdict = histories.check(operations)
         self.tail.follow()
-        return Outcome(verdict, self.timeline, self.problems, self.fleet.libraries, self.history, self.tail.unsure)
+        from_followers = self.tail.rack_reads.from_followers if self.options.in_racks else None
+        if from_followers == 0:
+            self._found(["no record came from a follower: nothing of such reads was tested"])
+        return Outcome(verdict, self.timeline, self.problems, self.fleet.libraries, self.history, self.tail.unsure, from_followers)
 
 
 def rounds_of(scenario: Scenario) -> Iterator[Scenario]:

@@ -2,8 +2,8 @@
 
 A scenario is a round of steps that is repeated until the time is up. Each step waits, does one thing to some nodes, and
 names them by what they are at that moment: `leader` (of most partitions), `leader:N` (of one), `controller`, `follower`
-(neither, where there is one), `random`, `majority`, `majority-with-controller`, `all`, `chosen` (those of the round's last
-choice) or a number.
+(neither, where there is one), `read-follower` (from which consumers read most partitions that others lead), `random`,
+`majority`, `majority-with-controller`, `all`, `chosen` (those of the round's last choice) or a number.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ class Scenario:
     `measure` says what `writes_resume_within_s` limits. `cure`, for what no cluster can survive: the time from the round's last
     cure until every partition has acknowledged a write begun after it. `fault`: the longest time from the round's first fault
     to its end in which some partition acknowledged nothing.
+
+    `reads_resume_within_s`: the nodes and a consumer for each are in racks, which read from the replicas there. It limits the
+    longest time from the round's first fault to its end in which one of them read nothing of some partition, and the time
+    from the moment when all replicas are in sync until every follower is read from again.
     """
 
     name: str
@@ -81,6 +85,11 @@ class Scenario:
     nodes_min: int = 3
     minutes: float = 1.0
     settings: Mapping[str, str] = field(default_factory=dict)
+    reads_resume_within_s: float | None = None
+
+    @property
+    def in_racks(self) -> bool:
+        return self.reads_resume_within_s is not None
 
     @property
     def needs_namespaces(self) -> bool:
@@ -143,8 +152,12 @@ def _step(raw: dict[str, Any]) -> Step:
 
 
 def random_rounds(scenarios: Sequence[Scenario], chance: random.Random, *, nodes: int, in_namespaces: bool = False) -> Iterator[Scenario]:
-    """Rounds for ever: any scenario that suits the number of nodes and the network, its pauses stretched or shortened, some over slow links."""
-    suitable = [scenario for scenario in scenarios if scenario.nodes_min <= nodes and (in_namespaces or not scenario.needs_namespaces)]
+    """Rounds for ever, some over slow links: any scenario without racks that suits the number of nodes and the network.
+
+    Its pauses are stretched or shortened.
+    """
+    able = (scenario for scenario in scenarios if scenario.nodes_min <= nodes and not scenario.in_racks)
+    suitable = [scenario for scenario in able if in_namespaces or not scenario.needs_namespaces]
     while True:
         scenario = chance.choice(suitable)
         steps = [Step(round(step.after_s * chance.uniform(0.5, 1.5), 2), step.do, step.arguments) for step in scenario.steps]

@@ -21,6 +21,8 @@ SCENARIOS = {
     "kill-controller": '[[steps]]\nafter_s = 1\ndo = "kill"\nnodes = "controller"\n[[steps]]\nafter_s = 2\ndo = "start"\n',
     "kill-all": 'measure = "cure"\n[[steps]]\nafter_s = 1\ndo = "kill"\nnodes = "all"\n[[steps]]\nafter_s = 0.5\ndo = "start"\n',
     "pause-leader": '[[steps]]\nafter_s = 1\ndo = "pause"\nnodes = "leader"\n[[steps]]\nafter_s = 5\ndo = "resume"\n',
+    "follower-reads": "reads_resume_within_s = 30\n"
+    '[[steps]]\nafter_s = 2\ndo = "kill"\nnodes = "read-follower"\n[[steps]]\nafter_s = 2\ndo = "start"\n',
 }
 
 
@@ -42,6 +44,8 @@ def test_nothing_is_lost_and_writes_resume(name: str, tmp_path: Path) -> None:
     assert (status, verdict["passed"], verdict["problems"], verdict["anomalies"]) == (0, True, [], []), (complaints, lines)
     assert verdict["sends_acknowledged"] > 200
     assert [one["scenario"] for one in verdict["resumptions"]] == [name]
+    assert ("records_from_followers" in verdict) == (name == "follower-reads")
+    assert verdict.get("records_from_followers", 1) > 0
     with history.open(encoding="utf-8") as file:
         operations = histories.parse(file)
     assert {"send", "poll", "commit", "final_read", "committed"} <= {operation.f for operation in operations}

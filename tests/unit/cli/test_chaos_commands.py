@@ -11,7 +11,8 @@ import pytest
 from raftlog_cli import chaos_report, chaos_scenario
 from raftlog_cli.chaos import make_options
 from raftlog_cli.chaos_cluster import ChaosCluster, recovery_points
-from raftlog_cli.chaos_history import Recorder, Tail
+from raftlog_cli.chaos_history import RackReads, Recorder, Tail
+from raftlog_cli.chaos_near import ReadReplicas
 from raftlog_cli.chaos_run import Outcome
 from raftlog_cli.chaos_timeline import Band, Resumption, Timeline
 from raftlog_cli.chaos_view import leader_rows, sparkline
@@ -132,6 +133,46 @@ class TestHistory:
         path.write_text(line + end, encoding="utf-8")
         tail.follow()
         assert tail.acknowledged == 1
+
+
+class TestFollowerReads:
+    RACKS = ("rack-1", "rack-2")
+
+    def statistics(self, *, broker: int, leader: int, received: int) -> str:
+        """As librdkafka's, without what isn't looked at."""
+        partitions = {"0": {"broker": broker, "leader": leader, "rxmsgs": received}, "-1": {"broker": -1, "leader": -1, "rxmsgs": 0}}
+        return json.dumps({"topics": {"t": {"partitions": partitions}}})
+
+    def test_what_came_from_a_follower_is_told_once(self) -> None:
+        replicas = ReadReplicas("t", "rack-1")
+        for broker, received in ((2, 5), (2, 9), (1, 12), (1, 20), (1, 23)):  # Until 9 from the leader; who sent the next 3 is not known.
+            replicas.look(self.statistics(broker=broker, leader=2, received=received))
+        assert replicas.tell() == {"rack": "rack-1", "from_followers": {"t-0": (1, 11)}}
+        replicas.look(self.statistics(broker=1, leader=1, received=30))  # It leads now.
+        assert replicas.tell() == {"rack": "rack-1", "from_followers": {}}
+
+    def test_statistics_before_anything_was_read(self) -> None:
+        ReadReplicas("t", "rack-1").look(json.dumps({"topics": {}}))
+
+    def test_the_run_knows_who_was_read_from_and_for_how_long_nobody_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reads = RackReads()
+        assert not reads.have_all_read(self.RACKS, ["t-0"], since_ns=1)
+        for time_ns, rack, followers in ((10, "rack-1", {"t-0": [1, 4]}), (20, "rack-2", {}), (30, "rack-1", {"t-1": [3, 2]})):
+            reads.take({"rack": rack, "time_ns": time_ns, "records": [["t-0", time_ns, 1]], "from_followers": followers})
+        assert reads.from_followers == 6
+        assert reads.followers(since_ns=0) == {1: 1, 3: 1}
+        assert reads.followers(since_ns=11) == {3: 1}
+        assert reads.have_all_read(self.RACKS, ["t-0"], since_ns=20)
+        assert not reads.have_all_read(self.RACKS, ["t-0"], since_ns=21)
+        monkeypatch.setattr("time.monotonic_ns", lambda: 35)
+        assert reads.longest_silence_s(self.RACKS, ["t-0"], since_ns=1) == 20e-9  # Of rack 1, which read at 10 and 30.
+        assert reads.longest_silence_s(self.RACKS, ["t-0"], since_ns=15) == 15e-9
+
+    def test_racks_are_for_those_who_ask_for_them(self) -> None:
+        assert options("follower-reads").in_racks
+        assert not options("kill-leader").in_racks
+        rounds = chaos_scenario.random_rounds(list(chaos_scenario.load_all().values()), random.Random(1), nodes=3)
+        assert not any(scenario.in_racks for scenario in itertools.islice(rounds, 100))
 
 
 class TestCheckCommand:
