@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from raftlog.core.coordinators.assignors import ASSIGNORS, AssignedMember
 from raftlog.core.coordinators.consumer_events import Scene
-from raftlog.core.coordinators.consumer_group import ConsumerGroup, ConsumerMember, Deadline
+from raftlog.core.coordinators.consumer_group import ConsumerGroup, Deadline
 from raftlog.core.coordinators.consumer_records import (
     ConsumerGroupKey,
     ConsumerGroupValue,
@@ -139,16 +139,20 @@ class Turn:
         name = group.preferred_assignor(default)
         # Another coordinator may have accepted an assignor that this one does not have.
         assign = ASSIGNORS[name if name in self.scene.limits.assignors else default]
-        members = {member_id: self._as_assigned(member_id, member) for member_id, member in group.members.items()}
-        topics = frozenset[TopicId]().union(*(member.topics for member in members.values()))
+        subscribed: dict[tuple[tuple[str, ...], str | None], frozenset[TopicId]] = {}  # Most members of a group are subscribed alike.
+        members = {}
+        for member_id, member in group.members.items():
+            subscription = member.metadata.topics, member.metadata.regex
+            if subscription not in subscribed:
+                subscribed[subscription] = self._topic_ids(member.metadata)
+            members[member_id] = AssignedMember(member.metadata.instance_id, subscribed[subscription], group.targets.get(member_id, {}))
+        topics = frozenset[TopicId]().union(*subscribed.values())
         counts = {topic_id: len(self.scene.image.topics[self.scene.image.topic_names[topic_id]].partitions) for topic_id in topics}
         for member_id, partitions in assign(members, counts).items():
-            if group.targets.get(member_id) != partitions:
+            target = group.targets.get(member_id)
+            if target is not partitions and target != partitions:
                 self.write(TargetMemberKey(group.group_id, member_id), TargetMemberValue(partitions))
         self.write(TargetEpochKey(group.group_id), TargetEpochValue(group.epoch))
-
-    def _as_assigned(self, member_id: str, member: ConsumerMember) -> AssignedMember:
-        return AssignedMember(member.metadata.instance_id, self._topic_ids(member.metadata), self.group.targets.get(member_id, {}))
 
     def _topic_ids(self, metadata: MemberMetadata) -> frozenset[TopicId]:
         """Of the topics that a member is subscribed to, as far as they exist."""
