@@ -38,6 +38,8 @@ VERSION: Final = {
     ApiKey.LEAVE_GROUP: 3,
     ApiKey.CONSUMER_GROUP_HEARTBEAT: 1,
 }
+EARLIEST: Final = -2  # As timestamps of ListOffsets.
+LATEST: Final = -1
 CONNECT_MS_MAX: Final = 2_000
 REQUEST_MS_MAX: Final = 5_000
 PAUSE_MS_MAX: Final = 200
@@ -429,18 +431,30 @@ class Consumer(Client):
         return records
 
     async def read_to_end(self) -> None:
-        """The final read, when all faults are healed: insists until the end is reached."""
+        """The final read, when all faults are healed: insists until the end is reached, which is where ListOffsets says that it is.
+
+        The mark of a fetch does not tell: that of a new leader may lie below what was acknowledged before it.
+        """
         self.position = await self.first_offset()
         operation = self.recorder.invoke("final_read", self.process, partition=self.name)
         everything: list[tuple[str, int, int]] = []
-        while True:
+        end_offset = -1
+        while not 0 <= end_offset <= self.position:
             try:
-                high_watermark, records = await self.fetch()
+                if end_offset < 0:
+                    end_offset = await self.offset_at(LATEST, await self.leader_port(self.topic, self.partition))
+                everything += (await self.fetch())[1]
             except (Gone, PeerUnreachable):
                 self.forget_leader(self.topic, self.partition)
                 await self.pause()
-                continue
-            everything += records
-            if self.position >= high_watermark:
-                break
         self.recorder.end(operation, "ok", records=everything)
+
+    async def offset_at(self, timestamp: int, port: int) -> int:
+        """What ListOffsets says of EARLIEST or LATEST. Raises Refused, also where a new leader does not know yet (KIP-207), PeerUnreachable."""
+        partition = {"partition_index": self.partition, "current_leader_epoch": self.leader_epoch(self.topic, self.partition), "timestamp": timestamp}
+        fields = {"replica_id": -1, "isolation_level": 0, "topics": [{"name": self.topic, "partitions": [partition]}]}
+        found = (await self.ask(port, ApiKey.LIST_OFFSETS, fields)).topics[0].partitions[0]
+        if found.error_code != ErrorCode.none:
+            raise Refused(f"ListOffsets of {self.name} at {timestamp}: {found.error_code!r}")
+        offset: int = found.offset
+        return offset

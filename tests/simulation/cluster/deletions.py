@@ -26,7 +26,7 @@ from raftlog.network.peers import PeerUnreachable
 from raftlog.protocol.messages import ApiKey, Fields
 from raftlog.server.node import Node
 from raftlog.storage.log import Log
-from tests.simulation.cluster.clients import Client, Consumer, Gone, OutOfRange, Refused
+from tests.simulation.cluster.clients import EARLIEST, Client, Consumer, Gone, OutOfRange
 from tests.simulation.cluster.harness import SimulatedCluster
 from tests.simulation.cluster.history import Recorder
 
@@ -34,7 +34,6 @@ TOPIC: Final = "trimmed"
 NAME: Final = TopicPartition(TOPIC, 0)
 CONFIGS: Final = {"min.insync.replicas": "2", "segment.bytes": "1024"}
 HIGH_WATERMARK: Final = -1
-EARLIEST: Final = -2
 LOOK_EVERY_S: Final = 0.05
 LATE_S: Final = 10.0  # A request that was given up has had its effect by then, or never has.
 FOLLOWED_S_MAX: Final = 20.0
@@ -231,13 +230,8 @@ class TrimmedReader(Consumer):
         """As its leader has it. Raises Gone, PeerUnreachable."""
         port = await self.leader_port(TOPIC, 0)
         asked = self._starts.ask(port)
-        partition = {"partition_index": 0, "current_leader_epoch": self.leader_epoch(TOPIC, 0), "timestamp": EARLIEST}
-        fields = {"replica_id": -1, "isolation_level": 0, "topics": [{"name": TOPIC, "partitions": [partition]}]}
-        found = (await self.ask(port, ApiKey.LIST_OFFSETS, fields)).topics[0].partitions[0]
-        if found.error_code != ErrorCode.none:
-            raise Refused(f"the first offset of {TOPIC}: {found.error_code!r}")
-        self._starts.told(asked, found.offset, by=self.process)
-        offset: int = found.offset
+        offset = await self.offset_at(EARLIEST, port)
+        self._starts.told(asked, offset, by=self.process)
         return offset
 
     async def fetch_from(self, port: int, *, rack: str = "") -> Fields:
