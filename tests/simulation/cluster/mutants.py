@@ -26,8 +26,8 @@ from raftlog.core.coordinators.shard import Shard
 from raftlog.core.decision import Decision
 from raftlog.core.log.compaction import KeyOffsets
 from raftlog.core.log.producers import ProducerStates
-from raftlog.core.metadata import image as images
 from raftlog.core.metadata import records as r
+from raftlog.core.metadata import replay
 from raftlog.core.metadata.configs import BrokerConfigs
 from raftlog.core.replication.follower import FollowerState
 from raftlog.core.replication.leader import LeaderState
@@ -268,7 +268,7 @@ def leader_epoch_not_raised() -> Any:
         return dataclasses.replace(right(partition, change), leader_epoch=partition.leader_epoch)
 
     stack = contextlib.ExitStack()
-    stack.enter_context(around(images, "changed_partition", wrong))
+    stack.enter_context(around(replay, "changed_partition", wrong))
     stack.enter_context(around(partitions, "changed_partition", wrong))
     return stack
 
