@@ -7,7 +7,6 @@ go to the page cache, so they don't wait for the disk either.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import functools
@@ -30,14 +29,24 @@ _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _WOULD_WAIT: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 _KEEP_SIZE: Final = 1  # Linux's FALLOC_FL_KEEP_SIZE.
-_fallocate: Final = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # os.posix_fallocate has no such flag.
-if _fallocate is not None:
-    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
 _fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
 
-
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _reserver() -> Callable[[int, int], int] | None:
+    """What takes a descriptor and bytes and returns an errno, 0 where all went well; None where there is no such system call.
+
+    os.posix_fallocate can't leave the size as it is. Few nodes need it, so ctypes does not cost the start of all.
+    """
+    import ctypes
+
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is None:
+        return None
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return lambda fd, size_bytes: ctypes.get_errno() if fallocate(fd, _KEEP_SIZE, 0, size_bytes) else 0
 
 
 @functools.cache
@@ -133,10 +142,11 @@ class OsFile:
             raise _failure("truncate", self._path, error) from error
 
     def reserve(self, size_bytes: int) -> None:
-        if _fallocate is None:
+        reserve = _reserver()
+        if reserve is None:
             _say_once("this operating system can't")
-        elif _fallocate(self._fd, _KEEP_SIZE, 0, size_bytes) != 0:
-            _say_once(os.strerror(ctypes.get_errno()))
+        elif error_number := reserve(self._fd, size_bytes):
+            _say_once(os.strerror(error_number))
 
     def sync(self) -> None:
         try:
