@@ -141,8 +141,12 @@ def run(
     view: Any = JsonView() if as_json else LiveView() if sys.stdout.isatty() else PlainView()
     chaos = ChaosRun(options, view)
     view.timeline = chaos.timeline
-    with view:
-        outcome = chaos.run()
+    try:
+        with view:
+            outcome = chaos.run()
+    except (CliError, KeyboardInterrupt):  # The run was not finished: what there is of it may tell why.
+        say_kept(chaos.directory)
+        raise
     if report is not None:
         from .chaos_report import write
 
@@ -151,8 +155,12 @@ def run(
     if outcome.passed:
         chaos.clean_up()
     else:
-        print(f"raftlog: data, logs and history are kept in {chaos.directory}", file=sys.stderr)
+        say_kept(chaos.directory)
     return EXIT_OK if outcome.passed else EXIT_FAILED
+
+
+def say_kept(directory: Path) -> None:
+    print(f"raftlog: data, logs and history are kept in {directory}", file=sys.stderr)
 
 
 @app.command(hidden=True)
