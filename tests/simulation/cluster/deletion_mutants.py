@@ -14,6 +14,7 @@ from raftlog.core.coordinators.offsets import OffsetKey, Offsets
 from raftlog.core.coordinators.shard import Shard
 from raftlog.core.replication.leader import LeaderState
 from raftlog.ids import NO_LEADER_EPOCH, Offset
+from raftlog.storage.log import Log
 from raftlog.storage.manager import LogManager
 from tests.simulation.cluster.planting import around, mutant
 
@@ -34,12 +35,19 @@ def deletion_not_followed() -> Any:
     return stack
 
 
-@mutant("a deletion of records is answered before the leader has written where its log begins")
+@mutant("a deletion of records is answered before the leader has written where its log begins: it does so now and then")
 def deletion_not_written() -> Any:
-    async def wrong(self: ReplicaManager) -> None:
+    async def checkpoint(self: ReplicaManager) -> None:
         return
 
-    return mock.patch.object(ReplicaManager, "checkpoint_log_starts", wrong)
+    def advance(right: Any, self: Log, offset: Offset) -> Any:
+        self.on_start_moved = None  # Nobody is woken to write it.
+        return right(self, offset)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(ReplicaManager, "checkpoint_log_starts", checkpoint))
+    stack.enter_context(around(Log, "advance_log_start", advance))
+    return stack
 
 
 @mutant("where the logs begin is forgotten at a restart")
@@ -73,11 +81,19 @@ def deletion_of_one_more() -> Any:
 
 @mutant("consumers are served what was deleted for as long as it is on the disk")
 def deleted_records_served() -> Any:
-    def wrong(right: Any, self: Partition, target: FetchTarget) -> Any:
-        is_deleted = target.last_fetched_epoch == NO_LEADER_EPOCH and self.log.first_base_offset <= target.fetch_offset < self.log.log_start_offset
-        return None if is_deleted else right(self, target)
+    def wrong(right: Any, self: Partition, target: FetchTarget, **kwargs: Any) -> Any:
+        if target.last_fetched_epoch != NO_LEADER_EPOCH:
+            return right(self, target, **kwargs)
+        start_offset, self.log.log_start_offset = self.log.log_start_offset, self.log.first_base_offset
+        try:
+            return right(self, target, **kwargs)
+        finally:
+            self.log.log_start_offset = start_offset
 
-    return around(Partition, "check_fetch", wrong)
+    stack = contextlib.ExitStack()
+    for name in ("check_fetch", "read"):
+        stack.enter_context(around(Partition, name, wrong))
+    return stack
 
 
 @mutant("a deleted offset has no tombstone in the log")

@@ -4,10 +4,10 @@ What is promised, and so checked, is what Kafka promises of KIP-107 and no more:
 
 - A deletion is acknowledged once every replica whose broker is not fenced begins at or above the low watermark that is
   answered. From then on each of these does, leader or not, for as long as its process lives.
-- Other than in Kafka, whoever answered has written it to its disk before: there it outlives every crash. The others do so
-  with their next regular checkpoint only (log.flush.offset.checkpoint.interval.ms), so a replica that crashes before it may
-  begin below once more, until it learns from a leader that does not. Where it leads itself meanwhile the partition begins
-  there again: what it then serves must be what was deleted, and nothing else.
+- Other than in Kafka, whoever answered has written it to its disk before: there it outlives every crash. The others write it
+  soon after they have deleted, but tell their leader before (in Kafka all do so with the next regular checkpoint only, by
+  default within a minute). So one that crashes in between may begin below once more, until it learns from a leader that does
+  not. Where it leads itself meanwhile the partition begins there again: what it then serves must be what was deleted.
 - No log begins above what was asked for, nor above what was ever committed: so nothing else is lost, and the history that is
   judged for lost writes need not look at what lies below.
 - A read below a log's start is answered OFFSET_OUT_OF_RANGE.
@@ -34,7 +34,9 @@ TOPIC: Final = "trimmed"
 NAME: Final = TopicPartition(TOPIC, 0)
 CONFIGS: Final = {"min.insync.replicas": "2", "segment.bytes": "1024"}
 HIGH_WATERMARK: Final = -1
+CHECKPOINT: Final = "log-start-offset-checkpoint"
 LOOK_EVERY_S: Final = 0.05
+BACK_MAX: Final = 12  # Records below a log's start: most are still in its first segment.
 LATE_S: Final = 10.0  # A request that was given up has had its effect by then, or never has.
 FOLLOWED_S_MAX: Final = 20.0
 PAUSE_MS_MAX: Final = 1_500
@@ -126,6 +128,11 @@ class LogStarts:
         """It was acknowledged; `mark` is the highest high watermark that any node has shown."""
         if not offset <= low_watermark <= mark:
             self._complain(f"a deletion of {NAME} up to {offset} was acknowledged with {low_watermark}; {mark} records were committed")
+        on_disk = self._on_disk(asked.node_id)
+        if on_disk < low_watermark:
+            self._complain(
+                f"a deletion of {NAME} up to {low_watermark} was acknowledged; it would begin at {on_disk} after a crash of {asked.node_id}"
+            )
         self._written[asked.node_id] = max(low_watermark, self._written.get(asked.node_id, 0))
         self.look()
         partition = self._cluster.newest.partition(NAME)
@@ -136,6 +143,15 @@ class LogStarts:
             seen = self._seen.get(node_id)
             if seen is not None and seen[0] is self._cluster.nodes.get(node_id) and seen[2] < low_watermark:
                 self._complain(f"a deletion of {NAME} up to {low_watermark} was acknowledged while it began at {seen[2]} on node {node_id}")
+
+    def _on_disk(self, node_id: int) -> int:
+        """Where its log would begin after a crash of the process: as the checkpoint says, or where its first segment does."""
+        disk, directory = self._cluster.disks[node_id], f"/node-{node_id}"
+        segments = [int(name.removesuffix(".log")) for name in disk.list(f"{directory}/{NAME}") if name.endswith(".log")]
+        path = f"{directory}/{CHECKPOINT}"
+        lines = disk.read(path).decode().splitlines()[2:] if disk.exists(path) else []
+        offsets = [int(line.split()[2]) for line in lines if line.split()[:2] == [TOPIC, "0"]]
+        return max(min(segments, default=0), *offsets, 0)
 
     async def check_end(self, offset: int) -> None:
         """All is healed, and the last deletion, up to `offset`, was acknowledged: everybody follows, none goes further."""
@@ -220,7 +236,7 @@ class TrimmedReader(Consumer):
             except (Gone, PeerUnreachable):
                 self.forget_leader(TOPIC, 0)
         elif self.chance.random() < 0.1:
-            self._seek(self.chance.randint(0, self.position))
+            self._seek(max(0, self._starts.highest() - self.chance.randint(1, BACK_MAX)))
 
     def _seek(self, offset: int) -> None:
         self.recorder.end(self.recorder.invoke("reposition", self.process, offset=offset), "ok")
