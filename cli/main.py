@@ -7,56 +7,51 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 
-from . import (
-    chaos,
-    cluster,
-    configs,
-    consume,
-    features,
-    group_offsets,
-    groups,
-    log,
-    logdirs,
-    offsets,
-    produce,
-    quorum,
-    reassign,
-    start,
-    topic_changes,
-    topics,
-    up,
-)
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError, complain
 from .session import BootstrapOption, Defaults, JsonOption, TimeoutOption
 
-ADDING_COMMANDS = (topic_changes, reassign, group_offsets, logdirs, features)  # Importing them has added theirs to the families below.
-
-app = typer.Typer(
-    name="raftlog",
-    help="A Kafka cluster that pip install brings: start one, and talk to it or to any other Kafka cluster.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-up.register(app)
-start.register(app)
-app.add_typer(quorum.app, name="quorum")
-app.add_typer(topics.app, name="topics")
-produce.register(app)
-consume.register(app)
-offsets.register(app)
-app.add_typer(groups.app, name="groups")
-app.add_typer(configs.app, name="configs")
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(log.app, name="log")
-app.add_typer(chaos.app, name="chaos")
+# Each command or family in the order of the help: the module that has it, then those that add theirs to it.
+COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "up": ("up",),
+    "start": ("start",),
+    "quorum": ("quorum",),
+    "topics": ("topics", "topic_changes", "reassign"),
+    "produce": ("produce",),
+    "consume": ("consume",),
+    "offsets": ("offsets",),
+    "groups": ("groups", "group_offsets"),
+    "configs": ("configs",),
+    "cluster": ("cluster", "logdirs", "features"),
+    "log": ("log",),
+    "chaos": ("chaos",),
+}
 
 
-@app.callback()
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands only: to import them all takes as long as the rest of a command's start."""
+    app = typer.Typer(
+        name="raftlog",
+        help="A Kafka cluster that pip install brings: start one, and talk to it or to any other Kafka cluster.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(common)
+    for name in names:
+        module, *_ = [import_module(f".{module}", __package__) for module in COMMANDS[name]]
+        if hasattr(module, "register"):
+            module.register(app)
+        else:
+            app.add_typer(module.app, name=name)
+    return app
+
+
 def common(
     context: typer.Context,
     bootstrap_server: BootstrapOption = None,
@@ -74,6 +69,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit status. Whatever goes wrong is one line on stderr, unless --traceback is given."""
     try:
+        app = make_app(arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS)
         status = app(args=arguments, prog_name="raftlog", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 from command_line import CommandLine, produce, unique
-from raftlog_cli.main import app
+from raftlog_cli.main import make_app
 
 # The keys of the document, or of each item of a list, or of each line. {t}: a topic, {g}: a group, {f}: a file that does not exist.
 CONTRACT: dict[str, tuple[str, set[str]]] = {
@@ -75,7 +75,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, An
         yield from commands(part, (*path, name))
 
 
-ALL = dict(commands(typer.main.get_command(app)))
+ALL = dict(commands(typer.main.get_command(make_app())))
 
 
 def test_every_command_has_its_line_here() -> None:
