@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from aiokafka.record.memory_records import MemoryRecords
 
+from raftlog.errors import CorruptMessage
+
 HEADER_BYTES = 61
 
 
@@ -19,12 +21,13 @@ class Seen(NamedTuple):
 
 
 def seen_in(batches: bytes) -> tuple[list[Seen], int]:
-    """The records of whole batches in order, and the offset after the last batch, 0 where there is none."""
+    """The records of whole batches in order, and the offset after the last batch, 0 where there is none. Raises CorruptMessage."""
     records = []
     reader = MemoryRecords(batches)
     while reader.has_next():
         batch = reader.next_batch()
-        assert batch is not None and batch.validate_crc()
+        if batch is None or not batch.validate_crc():
+            raise CorruptMessage(f"a record batch after {len(records)} records is damaged, as another implementation reads it")
         records += [Seen(record.offset, record.timestamp, record.key, record.value) for record in batch]
     return records, end_of(batches)
 
