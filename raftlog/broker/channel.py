@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from raftlog.config import Settings, Voter
 from raftlog.environment import Buffer, Environment
@@ -40,6 +40,13 @@ class ClientContext(Protocol):
     def client_id(self) -> str | None: ...
     @property
     def connection(self) -> Any: ...
+
+
+class Forwarded(NamedTuple):
+    """The response frame to a client's request; `is_repeat`: an earlier try may have been carried out unheard."""
+
+    frame: Buffer
+    is_repeat: bool
 
 
 class ControllerChannel:
@@ -84,6 +91,12 @@ class ControllerChannel:
         A request whose connection broke may have been carried out, and is sent again: send only what can be repeated.
         Raises RequestTimedOut when no active controller answered within `timeout_ms`.
         """
+        answer, _ = await self._request(api_key, fields, timeout_ms=timeout_ms, version=version)
+        return answer
+
+    async def _request(self, api_key: int, fields: Mapping[str, Any], *, timeout_ms: int, version: int | None = None) -> tuple[Fields, bool]:
+        """As `request`; and whether it was sent before the try that was answered."""
+        was_sent = is_sent = False
         deadline_ms = self._environment.clock.monotonic_ms() + timeout_ms
         pause_ms = RETRY_PAUSE_MS_MIN
         problem = "no controller is known"
@@ -94,9 +107,10 @@ class ControllerChannel:
             self._changed.clear()
             try:
                 peer = await self._connected()
+                was_sent, is_sent = is_sent, True
                 answer = await peer.request(api_key, fields, version=version, timeout_ms=min(left_ms, TRY_TIMEOUT_MS))
                 if getattr(answer, "error_code", ErrorCode.none) != ErrorCode.not_controller:
-                    return answer
+                    return answer, was_sent
                 problem = f"node {self._peer_node} is not the active controller"
                 self._not_controller(peer)
             except PeerUnreachable as error:
@@ -105,8 +119,8 @@ class ControllerChannel:
             await self._pause(min(pause_ms, max(left_ms, 1)))
             pause_ms = min(2 * pause_ms, RETRY_PAUSE_MS_MAX)
 
-    async def forward(self, context: ClientContext, body: Buffer, *, timeout_ms: int) -> list[Buffer]:
-        """Have the active controller carry out a client's request; its response frame, ready for that client.
+    async def forward(self, context: ClientContext, body: Buffer, *, timeout_ms: int) -> Forwarded:
+        """Have the active controller carry out a client's request; its response frame is ready for that client.
 
         `body` is the request after its header and is not kept. Raises as `request`. Source: KIP-590.
         """
@@ -116,10 +130,10 @@ class ControllerChannel:
             "request_principal": ANONYMOUS,
             "client_host_address": host_address(context.connection.peer),
         }
-        answer = await self.request(ENVELOPE, envelope, timeout_ms=timeout_ms)
+        answer, is_repeat = await self._request(ENVELOPE, envelope, timeout_ms=timeout_ms)
         if answer.error_code != ErrorCode.none or answer.response_data is None:
             raise NotController(f"the controller refused the envelope: {ErrorCode(answer.error_code).name}")
-        return [answer.response_data]
+        return Forwarded(answer.response_data, is_repeat)
 
     async def close(self) -> None:
         """Close the connection; requests under way fail with RequestTimedOut."""

@@ -104,7 +104,7 @@ class BrokerRole:
         configs = ConfigHandlers(self._dynamic, metadata=metadata)
         groups = GroupHandlers(coordinators=self.coordinators, metadata=metadata)
         consumers = ConsumerGroupHandlers(coordinators=self.coordinators, metadata=metadata)
-        forwarding = ForwardingHandlers(channel=self.channel, metadata=metadata)
+        forwarding = ForwardingHandlers(settings, channel=self.channel, metadata=metadata)
         alterations = AlterConfigHandlers(self._dynamic, forwarding=forwarding, metadata=metadata)
         log_admin = LogAdminHandlers(replicas=self.replicas, logs=self._logs, files=environment.files)
         self.telemetry = TelemetryHandlers(settings, metadata=metadata, clock=environment.clock, chance=environment.random)

@@ -99,17 +99,27 @@ def _create(
     for name, value in configs.items():
         records.append(r.ConfigRecord(resource_type=r.RESOURCE_TOPIC, resource_name=topic.name, name=name, value=value))
     records.extend(partition_record(topic_id, partition_id, partition) for partition_id, partition in enumerate(partitions))
-    result = {
-        "name": topic.name,
+    return records, _created(topic.name, topic_id, partitions, _effective_configs(defaults, configs))
+
+
+def _created(name: TopicName, topic_id: TopicId, partitions: Sequence[Partition], configs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": name,
         "topic_id": topic_id,
         "error_code": ErrorCode.none,
         "error_message": None,
         "topic_config_error_code": 0,
         "num_partitions": len(partitions),
         "replication_factor": len(partitions[0].replicas),
-        "configs": _effective_configs(defaults, configs),
+        "configs": configs,
     }
-    return records, result
+
+
+def describe_created(image: MetadataImage, topic: Topic, *, settings: Settings) -> dict[str, Any]:
+    """What the reply to CreateTopics would have said of a topic that is there now."""
+    defaults = _default_configs(BrokerConfigs.of(settings, image, settings.node_id))
+    configs = _effective_configs(defaults, dict(image.topic_configs(topic.name)))
+    return _created(topic.name, topic.topic_id, list(topic.partitions.values()), configs)
 
 
 def _check_new_name(image: MetadataImage, name: TopicName) -> None:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from raftlog.broker.channel import ControllerChannel
 from raftlog.broker.metadata import MetadataFollower
+from raftlog.config import Settings
 from raftlog.core.controller.config_changes import changes_of
 from raftlog.core.controller.configs import CONFIG_KEYS
 from raftlog.core.controller.features import level_of
@@ -16,6 +17,7 @@ from raftlog.errors import ApiError, ErrorCode, RequestTimedOut
 from raftlog.network.connection import RequestContext, Response
 from raftlog.protocol.apis import ApiKey
 from raftlog.protocol.messages import Fields, decode_request, decode_response, encode_response
+from raftlog.server.handlers import repeats
 from raftlog.server.router import RawHandler, error_fields
 
 FORWARD_TIMEOUT_MS: Final = 30_000  # Kafka's request.timeout.ms of brokers.
@@ -40,10 +42,12 @@ class ForwardingHandlers:
     """Forwards by Envelope (KIP-590).
 
     The answer to CreateTopics, DeleteTopics, CreatePartitions, UpdateFeatures and to what alters configs leaves when this broker's image
-    shows the outcome, so that the client that produces or describes next, here or by this broker's metadata, finds it.
+    shows the outcome, so that the client that produces or describes next, here or by this broker's metadata, finds it. What a
+    request that had to be sent twice has done itself is no error to its client: see `repeats`.
     """
 
-    def __init__(self, *, channel: ControllerChannel, metadata: MetadataFollower) -> None:
+    def __init__(self, settings: Settings, *, channel: ControllerChannel, metadata: MetadataFollower) -> None:
+        self._settings = settings
         self._channel = channel
         self._metadata = metadata
 
@@ -61,15 +65,19 @@ class ForwardingHandlers:
     async def _forward(self, context: RequestContext, request: Fields, body: bytes) -> Response:
         before = self._metadata.image
         try:
-            response = await self._channel.forward(context, body, timeout_ms=FORWARD_TIMEOUT_MS)
+            frame, is_repeat = await self._channel.forward(context, body, timeout_ms=FORWARD_TIMEOUT_MS)
         except ApiError as error:
             refusal = error_fields(context.api_key, context.api_version, request, code=error.code, message=str(error))
             return [encode_response(context.api_key, context.api_version, context.correlation_id, refusal)]
         condition = _CONDITIONS.get(context.api_key)
         if condition is not None and not getattr(request, "validate_only", False):
-            _, answer = decode_response(context.api_key, context.api_version, response[0])
+            _, answer = decode_response(context.api_key, context.api_version, frame)
+            if is_repeat and (names := repeats.suspects(context.api_key, before, request, answer)):
+                await self._follow(repeats.shows(context.api_key, request, names))
+                repeats.own_up(context.api_key, before, self._metadata.image, request, answer, settings=self._settings)
+                frame = encode_response(context.api_key, context.api_version, context.correlation_id, answer)
             await self._follow(condition(before, request, answer))
-        return response
+        return [frame]
 
     async def _follow(self, shown: Shown) -> None:
         try:

@@ -192,7 +192,9 @@ def test_forwards_a_clients_request_and_gives_back_its_response_frame() -> None:
         controllers = Controllers()
         await controllers.start()
         channel = controllers.channel()
-        (frame,) = await channel.forward(Context(), b"body", timeout_ms=5000)
+        channel.controller_is(3)
+        frame, is_repeat = await channel.forward(Context(), b"body", timeout_ms=5000)
+        assert not is_repeat
         correlation_id, answer = decode_response(ApiKey.CREATE_TOPICS, 7, frame)
         assert (correlation_id, answer.topics) == (77, ())
         envelope = controllers.envelopes[-1]
@@ -201,6 +203,30 @@ def test_forwards_a_clients_request_and_gives_back_its_response_frame() -> None:
         assert envelope.request_data[header.body_offset :] == b"body"
         assert envelope.request_principal == ANONYMOUS == b"\0\0\x05User\x0aANONYMOUS\0\0"
         assert envelope.client_host_address == bytes([10, 1, 2, 3])
+        await channel.close()
+
+    run(main())
+
+
+def test_a_request_that_was_sent_before_says_so() -> None:
+    class Connection:
+        peer = "10.1.2.3:5555"
+
+    class Context:
+        api_key, api_version, correlation_id, client_id, connection = ApiKey.CREATE_TOPICS, 7, 77, "me", Connection()
+
+    async def main() -> None:
+        controllers = Controllers()
+        await controllers.start()
+        controllers.hanging = {3}
+        channel = controllers.channel()
+        channel.controller_is(3)
+        forwarding = asyncio.ensure_future(channel.forward(Context(), b"body", timeout_ms=5000))
+        await asyncio.sleep(1)  # Of virtual time: it has been sent, and nobody answers.
+        controllers.active = 2
+        channel.controller_is(2)
+        assert (await forwarding).is_repeat
+        assert controllers.asked == [3, 2]
         await channel.close()
 
     run(main())
