@@ -445,8 +445,8 @@ def own_config_beneath_the_common_one() -> Any:
 
 @mutant("an offset commit is answered before it is replicated")
 def offsets_answered_before_replication() -> Any:
-    def wrong(right: Any, self: CoordinatorLog, records: Any) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = right(self, records)
+    def wrong(right: Any, self: CoordinatorLog, records: Any, settle: Any = None) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = right(self, records, settle)
         if not future.done():
             future.set_result(None)
         return future
