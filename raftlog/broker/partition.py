@@ -394,9 +394,13 @@ class Partition:
         assert following is not None
         log = self.log
         if len(records):
-            if log.log_start_offset == log.log_end_offset or log.log_end_offset <= leader_start_offset:
+            start_offset = log.log_start_offset
+            if start_offset == log.log_end_offset or log.log_end_offset <= leader_start_offset:
                 self._start_in_batch(parse_header(records))
             log.append_as_follower(records)
+            if log.log_start_offset < start_offset:
+                log.advance_log_start(start_offset)
+                following.high_watermark = max(following.high_watermark, start_offset)
             self.committed_bytes.appended(log.log_end_offset, len(records))
         if following.learn_high_watermark(leader_high_watermark, log_end_offset=log.log_end_offset):
             size_bytes = self.committed_bytes.committed(following.high_watermark)
@@ -409,7 +413,8 @@ class Partition:
         """The leader's log start lies within its first batch: begin where that batch does, if the own log ends in its midst.
 
         It is empty, or another one's tail: where the two part can't be told any more, as the leader has deleted that. Kafka's
-        follower does so with an empty log only, and would not come any further with such a tail.
+        follower does so with an empty log only, and would not come any further with such a tail. What is deleted here already
+        stays so, even if the leader has forgotten that by a crash; in Kafka it comes back.
         """
         if first.base_offset < self.log.log_end_offset < first.end_offset:
             self.start_at(first.base_offset)

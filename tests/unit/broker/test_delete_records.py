@@ -120,6 +120,33 @@ def test_a_replica_whose_tail_is_another_ones_starts_anew_in_the_batch_where_the
     asyncio.run(main())
 
 
+def test_what_an_emptied_replica_has_deleted_stays_so_under_a_leader_that_forgot(tmp_path: pathlib.Path) -> None:
+    """It begins anew in the midst of the leader's first batch: the whole batch comes, and its beginning stays hidden."""
+
+    async def main() -> None:
+        async with brokers(tmp_path, 2) as (controller, (one, two)):
+            controller.create_topic("t", (1, 2))
+            await one.manager.append(T0, batch("deleted", "kept", "read"), acks=-1, timeout_ms=5000)
+            assert await delete(one, ("t", 0, 1)) == [(1, ErrorCode.none)]
+            await one.kill()
+            await two.kill()
+            (tmp_path / "broker-1" / "t-0" / f"{0:020d}.log").write_bytes(b"")  # A power loss: its records were not flushed,
+            (tmp_path / "broker-2" / "log-start-offset-checkpoint").unlink(missing_ok=True)  # nor the other's checkpoint written.
+            controller.change(0, leader=2, isr=(2,))
+            two = await Broker(tmp_path, 2, controller).join(epoch=12)
+            one = await Broker(tmp_path, 1, controller).join(epoch=11)
+            await until(lambda: set(controller.image.partition(T0).isr) == {1, 2})
+            assert one.log().log_end_offset == two.log().log_end_offset == 3
+            assert starts(one, two) == [1, 0]
+            assert one.manager.high_watermark(T0) >= 1
+
+            controller.change(0, leader=1)
+            await until(lambda: starts(one, two) == [1, 1])
+            assert fetch_code(one, 0) is ErrorCode.offset_out_of_range
+
+    asyncio.run(main())
+
+
 def test_a_replica_that_lags_is_waited_for_until_it_is_fenced(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         async with brokers(tmp_path, 3) as (controller, (one, two, three)):
