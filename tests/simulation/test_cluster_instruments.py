@@ -55,8 +55,9 @@ def test_a_planted_bug_is_caught(name: str, hunts: dict[str, Future[int | None]]
 
 def test_a_failing_life_is_cut_down_to_what_it_needs() -> None:
     """A planted bug's, which a single fault shows; what is left is short enough to be read."""
+    seeds = [seed for seed in range(1, 2 * SEEDS_MAX) if len(plan(seed, until_s=SHORT_S).faults) > 2]
     with MUTANTS["acknowledge-before-high-watermark"].planted():
-        failing = next(outcome for seed in range(1, SEEDS_MAX) if (outcome := simulate(seed, faults_until_s=SHORT_S)).problems)
+        failing = next(outcome for seed in seeds if (outcome := simulate(seed, faults_until_s=SHORT_S)).problems)
         shrunk = shrink(failing, tries_max=SHRINKING_TRIES_MAX)
     assert len(shrunk.outcome.plan.faults) <= 2 < len(failing.plan.faults)
     assert checkers_of(shrunk.outcome) & checkers_of(failing)
@@ -80,3 +81,16 @@ def test_shrinking_keeps_the_faults_that_matter() -> None:
     assert set(shrunk.outcome.plan.faults) == needed
     assert shrunk.outcome.plan.until_s < whole.until_s
     assert "2 faults" in shrunk.describe()
+
+
+def test_shrinking_finds_the_one_fault_that_is_enough_alone() -> None:
+    """Where no fault of the three that are left could go: with either of the others it does not fail."""
+    whole = plan(11)
+    enough = whole.faults[4]
+    together = {whole.faults[1], enough, whole.faults[6]}
+
+    def relive(life: Plan) -> Outcome:
+        problems = ("lost_write: 1",) if life.faults == (enough,) or together <= set(life.faults) else ()
+        return Outcome(life, problems, Verdict((), 0, 0, 0), (), life.until_s, Counter())
+
+    assert shrink(relive(whole), relive=relive).outcome.plan.faults == (enough,)

@@ -1,4 +1,8 @@
-"""Cuts a failing life down: as few faults as still make the same checker fail, and as little time. Delta debugging (Zeller)."""
+"""Cuts a failing life down: as few faults as still make the same checker fail, and as little time. Delta debugging (Zeller).
+
+Each fault is tried alone first. Often one is enough, and to leave out some of many doesn't always lead there: whatever is
+left out changes when all that comes later happens, so a life may fail with all of its faults, with one, and with few others.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,9 @@ def shrink(failing: Outcome, *, tries_max: int = TRIES_MAX, relive: Callable[[Pl
             return True
         return False
 
+    faults = failing.plan.faults
+    if 1 < len(faults) <= tries_max // 2:
+        any(fails(dataclasses.replace(failing.plan, faults=(fault,))) for fault in faults)
     parts = 2
     while len(best.plan.faults) >= 1 and tries < tries_max:
         size = max(1, -(-len(best.plan.faults) // parts))
