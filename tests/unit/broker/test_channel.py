@@ -81,6 +81,16 @@ async def heartbeat(channel: ControllerChannel, timeout_ms: int = 5000) -> Any:
     return await channel.request(ApiKey.BROKER_HEARTBEAT, HEARTBEAT, timeout_ms=timeout_ms)
 
 
+class Connection:
+    peer = "10.1.2.3:5555"
+
+
+class Context:
+    """A client's request."""
+
+    api_key, api_version, correlation_id, client_id, connection = ApiKey.CREATE_TOPICS, 7, 77, "me", Connection()
+
+
 def test_asks_the_voters_in_turn_while_nobody_knows_who_leads() -> None:
     async def main() -> None:
         controllers = Controllers()
@@ -182,12 +192,6 @@ def test_gives_up_with_a_reason_when_its_time_is_over() -> None:
 
 
 def test_forwards_a_clients_request_and_gives_back_its_response_frame() -> None:
-    class Connection:
-        peer = "10.1.2.3:5555"
-
-    class Context:
-        api_key, api_version, correlation_id, client_id, connection = ApiKey.CREATE_TOPICS, 7, 77, "me", Connection()
-
     async def main() -> None:
         controllers = Controllers()
         await controllers.start()
@@ -209,12 +213,6 @@ def test_forwards_a_clients_request_and_gives_back_its_response_frame() -> None:
 
 
 def test_a_request_that_was_sent_before_says_so() -> None:
-    class Connection:
-        peer = "10.1.2.3:5555"
-
-    class Context:
-        api_key, api_version, correlation_id, client_id, connection = ApiKey.CREATE_TOPICS, 7, 77, "me", Connection()
-
     async def main() -> None:
         controllers = Controllers()
         await controllers.start()
