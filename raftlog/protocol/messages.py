@@ -23,7 +23,6 @@ from raftlog.protocol.apis import (
     NEVER_FLEXIBLE,
     ApiKey,
     api_name,
-    is_flexible,
 )
 from raftlog.protocol.frames import MalformedFrame
 from raftlog.protocol.plans import ITEMS_PER_REQUEST_MAX, ITEMS_UNBOUNDED, Fields, begin_reading, family
@@ -48,7 +47,6 @@ __all__ = [
     "encode_response",
     "encode_response_header",
     "has_flexible_header",
-    "is_flexible",
     "parse_request_header",
     "response_body_offset",
 ]
@@ -96,7 +94,7 @@ def encode_request_header(api_key: int, api_version: int, correlation_id: int, c
 
 
 def has_flexible_header(api_key: int, api_version: int) -> bool:
-    """Whether the request's header has tagged fields (version 2). A private API's has none."""
+    """Whether the request's body has compact lengths and its header tagged fields (version 2). A private API's has none."""
     return api_version >= FLEXIBLE_HEADER_FROM.get(api_key, NEVER_FLEXIBLE)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 from hostile_requests import NUMBERS_OF_NODES, HostileRequests
 from ordinary_clients import Recorded
 
-from raftlog.protocol.apis import ApiKey, is_flexible
-from raftlog.protocol.messages import Fields, decode_request, encode_request, parse_request_header
+from raftlog.protocol.apis import ApiKey
+from raftlog.protocol.messages import Fields, decode_request, encode_request, has_flexible_header, parse_request_header
 from raftlog.protocol.plans import FieldSpec, StructPlan, family
 
 NOBODY: Final = 77  # In place of the node's own id, where a request would fence or replace it: that is no mistake of the protocol.
@@ -96,7 +96,7 @@ class MutatedRequests:
     def _with_null(self, api_key: int, version: int, fields: dict[str, Any]) -> bytes:
         content = self.encoded(api_key, version, fields)
         marker = MARKER.encode()
-        flexible = is_flexible(api_key, version)
+        flexible = has_flexible_header(api_key, version)
         written = (bytes((len(marker) + 1,)) if flexible else struct.pack(">h", len(marker))) + marker
         assert written in content, (api_key, version)
         return content.replace(written, b"\0" if flexible else b"\xff\xff", 1)
@@ -106,7 +106,7 @@ class MutatedRequests:
         bodies = [encode_request(api_key, version, 1, "ordinary", fields) for fields in (empty, one)]
         end = next(index for index, (left, right) in enumerate(zip(*bodies, strict=False)) if left != right) + 1
         count = self._chance.choice(COUNTS)
-        if not is_flexible(api_key, version):
+        if not has_flexible_header(api_key, version):
             return bodies[0][: end - 4] + struct.pack(">i", count) + bodies[0][end:]
         return bodies[0][: end - 1] + _uvarint((count + 1) % 2**32) + bodies[0][end:]
 

@@ -34,9 +34,10 @@ def suspects(api_key: int, before: MetadataImage, request: Fields, answer: Field
     return set()
 
 
-def own_up(api_key: int, before: MetadataImage, image: MetadataImage, request: Fields, answer: Fields, *, settings: Settings) -> None:
-    """Turn into successes what `image` shows to be as was asked for."""
-    names = suspects(api_key, before, request, answer)
+def own_up(
+    api_key: int, names: set[str], before: MetadataImage, image: MetadataImage, request: Fields, answer: Fields, *, settings: Settings
+) -> None:
+    """Turn into successes those of the suspects that `image` shows to be as was asked for."""
     _OWNERS[api_key](names, before, image, request, answer, settings)
 
 

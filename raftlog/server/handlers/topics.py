@@ -74,7 +74,7 @@ class ForwardingHandlers:
             _, answer = decode_response(context.api_key, context.api_version, frame)
             if is_repeat and (names := repeats.suspects(context.api_key, before, request, answer)):
                 await self._follow(repeats.shows(context.api_key, request, names))
-                repeats.own_up(context.api_key, before, self._metadata.image, request, answer, settings=self._settings)
+                repeats.own_up(context.api_key, names, before, self._metadata.image, request, answer, settings=self._settings)
                 frame = encode_response(context.api_key, context.api_version, context.correlation_id, answer)
             await self._follow(condition(before, request, answer))
         return [frame]

@@ -57,7 +57,7 @@ def test_flexible_versions_and_header_versions_are_kios() -> None:
     for api_key, (low, high) in ALL:
         for version in range(low, high + 1):
             request, response = load_request_schema(api_key, version), load_response_schema(api_key, version)
-            assert messages.is_flexible(api_key, version) == request.__flexible__, (api_key, version)
+            assert messages.has_flexible_header(api_key, version) == request.__flexible__, (api_key, version)
             assert messages.has_flexible_header(api_key, version) == (request.__header_schema__.__version__ == 2), (api_key, version)
             header = messages.encode_response_header(api_key, version, 1)
             assert len(header) == 4 + response.__header_schema__.__version__, (api_key, version)

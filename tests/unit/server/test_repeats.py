@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from raftlog.broker.channel import Forwarded
 from raftlog.config import Settings
 from raftlog.core.controller.topics import decide_create_partitions, decide_create_topics, decide_delete_topics
 from raftlog.core.decision import Decision
@@ -18,6 +21,7 @@ from raftlog.core.metadata.image import MetadataImage
 from raftlog.errors import ErrorCode
 from raftlog.protocol.messages import ApiKey, decode_request, decode_response, encode_request, encode_response, parse_request_header
 from raftlog.server.handlers import repeats
+from raftlog.server.handlers.topics import ForwardingHandlers
 
 SETTINGS = Settings(node_id=1, controller_quorum_voters=("1@h:1",))
 DIRECTORY = uuid.UUID(int=1000)
@@ -85,7 +89,8 @@ def repeated(api_key: int, before: MetadataImage, fields: dict[str, Any], *, mea
     names = repeats.suspects(api_key, before, request, answer)
     assert not names or repeats.shows(api_key, request, names)(after)
     assert not names or not repeats.shows(api_key, request, names)(before)
-    repeats.own_up(api_key, before, after, request, answer, settings=SETTINGS)
+    if names:
+        repeats.own_up(api_key, names, before, after, request, answer, settings=SETTINGS)
     return heard(api_key, first.reply), heard(api_key, answer)
 
 
@@ -125,6 +130,44 @@ def test_what_was_there_before_is_an_error(image: MetadataImage) -> None:
 def test_another_topic_of_the_name_is_an_error(image: MetadataImage, other: dict[str, Any]) -> None:
     _, answer = repeated(ApiKey.CREATE_TOPICS, image, creation(topic("new")), meanwhile=creation(other))
     assert [item.error_code for item in answer.topics] == [ErrorCode.topic_already_exists]
+
+
+@pytest.mark.parametrize("is_repeat", [False, True])
+def test_a_broker_owns_up_only_to_what_it_has_sent_twice(image: MetadataImage, is_repeat: bool) -> None:
+    """The refusal that a controller gave; the broker's image shows the topic by the time that it comes."""
+    fields, version = creation(topic("new")), VERSIONS[ApiKey.CREATE_TOPICS]
+    frame = encode_request(ApiKey.CREATE_TOPICS, version, 1, "me", fields)
+    body = memoryview(frame)[parse_request_header(frame).body_offset :]
+    request = request_of(ApiKey.CREATE_TOPICS, fields)
+    first = DECIDERS[ApiKey.CREATE_TOPICS](image, request)
+    after = applied(image, first.records)
+    refusal = encode_response(ApiKey.CREATE_TOPICS, version, 7, DECIDERS[ApiKey.CREATE_TOPICS](after, request).reply)
+
+    class Metadata:
+        def __init__(self) -> None:
+            self.image = image
+
+        async def wait_for(self, shown: Callable[[MetadataImage], bool], *, timeout_ms: int) -> MetadataImage:
+            assert shown(self.image), "what the controller told of is there"
+            return self.image
+
+    metadata = Metadata()
+
+    class Channel:
+        async def forward(self, context: Any, body: bytes, *, timeout_ms: int) -> Forwarded:
+            metadata.image = after
+            return Forwarded(refusal, is_repeat)
+
+    async def main() -> Any:
+        handlers = ForwardingHandlers(SETTINGS, channel=cast(Any, Channel()), metadata=cast(Any, metadata))
+        context = SimpleNamespace(api_key=ApiKey.CREATE_TOPICS, api_version=version, correlation_id=7)
+        return await handlers.forward(cast(Any, context), body)
+
+    (answered,) = asyncio.run(main())
+    correlation_id, answer = decode_response(ApiKey.CREATE_TOPICS, version, answered)
+    assert correlation_id == 7
+    assert (answer == heard(ApiKey.CREATE_TOPICS, first.reply)) is is_repeat
+    assert [item.error_code for item in answer.topics] == [ErrorCode.none if is_repeat else ErrorCode.topic_already_exists]
 
 
 def test_more_partitions_than_asked_for_are_an_error(image: MetadataImage) -> None:
