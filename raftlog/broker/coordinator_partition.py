@@ -243,7 +243,7 @@ class CoordinatorPartition:
         regexes = self._shard.consumers.regexes_to_resolve(group_id, self.scene(), topics_version=self._topics_version())
         if regexes:
             self._resolving.add(group_id)
-            self._spawn(self._resolve(group_id, regexes))
+            self._spawn(partial(self._resolve, group_id, regexes))
 
     def forget_topics(self, topics: frozenset[str]) -> None:
         """Write tombstones for offsets on topics that were deleted."""
@@ -348,7 +348,7 @@ class CoordinatorPartition:
             return  # The end of the turn sets the timer again.
         group = self._shard.groups.get(group_id)
         if isinstance(group, ConsumerGroup):
-            self._spawn(self._tick_consumers(group_id))
+            self._spawn(partial(self._tick_consumers, group_id))
         elif group is not None:
             step = self._shard.step(group, self.now())
             step.tick()
@@ -373,15 +373,15 @@ class CoordinatorPartition:
         finally:
             self._resolving.discard(group_id)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something that nobody waits for. What could not be written is tried again when it is due again."""
         task = asyncio.get_running_loop().create_task(self._quietly(work), name=f"turn of {self.partition}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _quietly(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except ApiError as error:
             logger.debug("a turn of %s failed: %s", self.partition, error)
         except Exception:

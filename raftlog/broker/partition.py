@@ -40,7 +40,7 @@ from raftlog.errors import (
     UnknownLeaderEpoch,
 )
 from raftlog.ids import NO_LEADER_EPOCH, NO_TIMESTAMP, LeaderEpoch, NodeId, Offset, TopicId, TopicPartition
-from raftlog.protocol.batches import BatchHeader, parse_header
+from raftlog.protocol.batches import parse_header, verify
 from raftlog.storage.log import Appended, AppendOrigin, Log
 from raftlog.topic_config import TopicConfig
 
@@ -389,14 +389,14 @@ class Partition:
         return following
 
     def append_as_follower(self, records: Buffer, *, leader_high_watermark: Offset, leader_start_offset: Offset) -> None:
-        """Append what the leader sent, then learn its high watermark and log start."""
+        """Append what the leader sent, then learn its high watermark and log start. Raises CorruptMessage, KafkaStorageError."""
         following = self.following
         assert following is not None
         log = self.log
         if len(records):
             start_offset = log.log_start_offset
             if start_offset == log.log_end_offset or log.log_end_offset <= leader_start_offset:
-                self._start_in_batch(parse_header(records))
+                self._start_in_batch(records)
             log.append_as_follower(records)
             if log.log_start_offset < start_offset:
                 log.advance_log_start(start_offset)
@@ -409,14 +409,16 @@ class Partition:
         if log.log_start_offset < leader_start_offset <= following.high_watermark:
             log.advance_log_start(leader_start_offset)
 
-    def _start_in_batch(self, first: BatchHeader) -> None:
+    def _start_in_batch(self, records: Buffer) -> None:
         """The leader's log start lies within its first batch: begin where that batch does, if the own log ends in its midst.
 
         It is empty, or another one's tail: where the two part can't be told any more, as the leader has deleted that. Kafka's
         follower does so with an empty log only, and would not come any further with such a tail. What is deleted here already
         stays so, even if the leader has forgotten that by a crash; in Kafka it comes back.
         """
+        first = parse_header(records)
         if first.base_offset < self.log.log_end_offset < first.end_offset:
+            verify(records)  # Before anything is thrown away for its sake.
             self.start_at(first.base_offset)
 
     def truncate_to(self, offset: Offset) -> bool:

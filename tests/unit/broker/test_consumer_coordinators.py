@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import uuid
 from typing import Any
 
@@ -194,6 +195,23 @@ def test_another_coordinator_goes_on_and_this_one_says_so():
         await second.groups.close()
 
     virtually(scenario)
+
+
+def test_a_turn_that_ends_before_it_began_leaves_nothing_behind(recwarn: pytest.WarningsRecorder):
+    """Another broker is elected at the very moment at which a session runs out."""
+
+    async def scenario() -> None:
+        one = broker()
+        await one.elected()
+        await beat(one, "a")
+        for partition, coordinator in list(one.groups._partitions.items()):
+            coordinator._tick(GROUP)
+            one.groups.resigned(partition, 2)
+        await one.groups.close()
+
+    virtually(scenario)
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)]
 
 
 def test_offsets_are_committed_and_fetched_with_member_epochs():

@@ -14,7 +14,16 @@ import pytest
 from replica_harness import Broker, batch, brokers, one_broker, until
 
 from raftlog.broker.reads import FetchLimits, FetchTarget
-from raftlog.errors import ErrorCode, InvalidTopic, NotLeaderOrFollower, OffsetOutOfRange, PolicyViolation, StorageError, UnknownTopicOrPartition
+from raftlog.errors import (
+    CorruptMessage,
+    ErrorCode,
+    InvalidTopic,
+    NotLeaderOrFollower,
+    OffsetOutOfRange,
+    PolicyViolation,
+    StorageError,
+    UnknownTopicOrPartition,
+)
 from raftlog.ids import TopicPartition
 from raftlog.protocol.messages import Fields
 from raftlog.server.handlers.log_admin import LogAdminHandlers
@@ -143,6 +152,30 @@ def test_what_an_emptied_replica_has_deleted_stays_so_under_a_leader_that_forgot
             controller.change(0, leader=1)
             await until(lambda: starts(one, two) == [1, 1])
             assert fetch_code(one, 0) is ErrorCode.offset_out_of_range
+
+    asyncio.run(main())
+
+
+def test_nothing_is_thrown_away_for_a_batch_that_came_damaged(tmp_path: pathlib.Path) -> None:
+    """It would begin anew in the midst of the leader's first batch, but that one's CRC is wrong."""
+
+    async def main() -> None:
+        async with brokers(tmp_path, 2) as (controller, (one, two)):
+            controller.create_topic("t", (1, 2))
+            await fill(one, 3)
+            await until(lambda: two.manager.high_watermark(T0) == 3)
+            await one.kill()
+            follower = two.manager._hosted.find(T0)
+            damaged = bytearray(batch("kept", "and", "read", base_offset=2))
+            damaged[-1] ^= 1
+            before = two.values()
+            with pytest.raises(CorruptMessage, match="CRC"):
+                follower.append_as_follower(bytes(damaged), leader_high_watermark=5, leader_start_offset=4)
+            assert two.values() == before
+            damaged[-1] ^= 1
+            follower.append_as_follower(bytes(damaged), leader_high_watermark=5, leader_start_offset=4)
+            assert two.log().log_end_offset == 5
+            assert "read" in two.values()
 
     asyncio.run(main())
 
