@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
+from raftlog.broker.replicas import ReplicaManager
 from raftlog.testing.histories import Verdict
 from tests.simulation.cluster.mutants import MUTANTS, hunt
+from tests.simulation.cluster.planting import Mutant, around
 from tests.simulation.cluster.schedule import Plan, plan
 from tests.simulation.cluster.shrink import TRACE_LINES_MAX, checkers_of, shrink
 from tests.simulation.cluster.simulate import Outcome, simulate
@@ -51,6 +54,25 @@ def hunts(pool: ProcessPoolExecutor) -> dict[str, Future[int | None]]:
 @pytest.mark.parametrize("name", SOON_CAUGHT)
 def test_a_planted_bug_is_caught(name: str, hunts: dict[str, Future[int | None]]) -> None:
     assert hunts[name].result() is not None, f"the simulation is blind to {MUTANTS[name].breaks}"
+
+
+def test_an_error_that_only_a_nodes_log_tells_is_a_problem() -> None:
+    """A handler that fails now and then is no trouble for clients that try again, and it is no way to catch a planted bug."""
+    calls = 0
+
+    def now_and_then(right: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise ValueError("planted")
+        return right(*args, **kwargs)
+
+    with around(ReplicaManager, "delete_records", now_and_then):
+        life = simulate(3, faults_until_s=SHORT_S)
+        assert checkers_of(life) == {"error logged"}
+        assert "ValueError: planted" in life.problems[0]
+    planted = Mutant("planted", "nothing that anybody could see", lambda: around(ReplicaManager, "delete_records", now_and_then))
+    assert hunt(planted, first=3, seeds_max=1, faults_until_s=SHORT_S) is None
 
 
 def test_a_failing_life_is_cut_down_to_what_it_needs() -> None:

@@ -18,6 +18,7 @@ from raftlog.testing.memory_files import MemoryFiles
 from raftlog.testing.mortal import MortalEnvironment
 from raftlog.testing.simulated_network import SimulatedNetwork
 from raftlog.testing.virtual_time import OWNER, VirtualClock, VirtualTimeLoop
+from tests.simulation.cluster.logged import DEAD_DISK
 
 LOOK_EVERY_S: Final = 0.05
 CLUSTER_ID: Final = "c2ltdWxhdGVkLWNsdXN0ZQ"
@@ -61,8 +62,40 @@ class DiskFault:
     reason: str
     struck: bool = False
     ended: bool = False
-    countdown: int = 0  # Of metadata writes and syncs until the crash, where `crashed` is set.
-    crashed: asyncio.Future[None] | None = None
+
+
+@dataclass(slots=True)
+class CrashPoint:
+    """The node ends before the `countdown`-th of the operations that `counts` (operation, path) is true of; `crashed` tells that it did."""
+
+    counts: Callable[[str, str], bool]
+    countdown: int
+    lost: Callable[[str], bool] | None  # The paths of which the disk forgets what was not synced; None: of none.
+    crashed: asyncio.Future[None]
+
+
+def of_metadata(path: str) -> bool:
+    return METADATA_DIRECTORY in path
+
+
+def of_all(_path: str) -> bool:
+    return True
+
+
+def writes_of_metadata(operation: str, path: str) -> bool:
+    return operation in ("write", "sync") and of_metadata(path)
+
+
+def swaps() -> Callable[[str, str], bool]:
+    """What changes the names of a log's files from the next moment on in which compacted segments are about to take their place."""
+    swapping: list[str] = []
+
+    def counts(operation: str, path: str) -> bool:
+        if not swapping and operation == "rename" and path.endswith(".log.swap"):
+            swapping.append(path.rpartition("/")[0])
+        return bool(swapping) and operation in ("rename", "remove", "sync_directory") and path.startswith(swapping[0])
+
+    return counts
 
 
 class SimulatedCluster:
@@ -80,7 +113,7 @@ class SimulatedCluster:
         self.voters = self.node_ids[:voters]
         self.disks = {node_id: MemoryFiles(self._hook(node_id)) for node_id in self.node_ids}
         self.clocks = {node_id: VirtualClock(loop, drift=drift) for node_id, drift in zip(self.node_ids, drifts or (0.0,) * nodes, strict=True)}
-        self.disk_faults: dict[int, DiskFault] = {}
+        self.disk_faults: dict[int, DiskFault | CrashPoint] = {}
         self.nodes: dict[int, Node] = {}
         self.newest = MetadataImage()  # The newest committed image that any node ever showed.
         self.on_image: Callable[[int, MetadataImage], None] = lambda _node_id, _image: None
@@ -188,7 +221,7 @@ class SimulatedCluster:
         """A node can't go on: as `server.run` does, stop it. That is right after an injected error of its disk, and else a failure."""
         disk = self.disk_faults.get(node_id)
         self.note(f"node {node_id} ends: {reason}")
-        if disk is None or disk.crashed is not None or not disk.struck:
+        if not isinstance(disk, DiskFault) or not disk.struck:
             self.failures.append(f"node failed: {node_id} at {self.loop.time():.3f} s: {reason}")
             return
         if "\n" in reason or disk.reason not in reason or len(reason) > FAIL_LINE_CHARACTERS_MAX:
@@ -213,11 +246,12 @@ class SimulatedCluster:
     async def kill(self, node_id: int, *, power_loss: bool = False, forgets_metadata: bool = False) -> None:
         """kill -9; with `power_loss` the disk also forgets what was not synced, and peers are not told."""
         if node_id in self._starting:
-            node = self._cut_off(node_id, power_loss=power_loss, forgets_metadata=forgets_metadata)
+            node = self._cut_off(node_id, lost=of_all if power_loss else of_metadata if forgets_metadata else None)
             if node is not None:
                 await node.kill()
 
-    def _cut_off(self, node_id: int, *, power_loss: bool, forgets_metadata: bool) -> Node | None:
+    def _cut_off(self, node_id: int, *, lost: Callable[[str], bool] | None) -> Node | None:
+        power_loss = lost is of_all
         self.note(f"{'power loss' if power_loss else 'kill'} {node_id}")
         starting = self._starting.pop(node_id)
         life = self._lives.pop(node_id, None)
@@ -228,11 +262,8 @@ class SimulatedCluster:
             life.die()
         starting.cancel()
         self.loop.resume(self._owner(node_id))
-        chance = random.Random(f"crash {self.seed} {self._owner(node_id)}")
-        if power_loss:
-            self.disks[node_id].crash(chance)
-        elif forgets_metadata:
-            self.disks[node_id].crash(chance, lost=lambda path: METADATA_DIRECTORY in path)
+        if lost is not None:
+            self.disks[node_id].crash(random.Random(f"crash {self.seed} {self._owner(node_id)}"), lost=lost)
         return node
 
     async def stop(self, node_id: int) -> None:
@@ -260,36 +291,35 @@ class SimulatedCluster:
 
     # --- disks --------------------------------------------------------------------------------------------------------
 
-    def crash_at(self, node_id: int, *, operations: int) -> asyncio.Future[None]:
-        """End the node before the n-th write or sync of its metadata log from now; the future tells that it happened."""
+    def crash_at(
+        self, node_id: int, counts: Callable[[str, str], bool], *, operations: int, lost: Callable[[str], bool] | None
+    ) -> asyncio.Future[None]:
+        """End the node before the n-th from now of the operations that count; the future tells that it happened. See CrashPoint."""
         crashed: asyncio.Future[None] = self.loop.create_future()
         if node_id not in self.disk_faults:
-            self.disk_faults[node_id] = DiskFault("", "", countdown=operations, crashed=crashed)
+            self.disk_faults[node_id] = CrashPoint(counts, operations, lost, crashed)
         return crashed
 
     def _hook(self, node_id: int) -> Callable[[str, str], None]:
         def look(operation: str, path: str) -> None:
             disk = self.disk_faults.get(node_id)
-            if disk is None:
-                return
-            if disk.crashed is not None:
+            if isinstance(disk, CrashPoint):
                 self._count_down(node_id, disk, operation, path)
-            elif operation == disk.operation:
+            elif disk is not None and operation == disk.operation:
                 disk.struck = True
                 raise StorageError(f"can't {operation} {path}: {disk.reason}")
 
         return look
 
-    def _count_down(self, node_id: int, disk: DiskFault, operation: str, path: str) -> None:
-        if operation not in ("write", "sync") or METADATA_DIRECTORY not in path or node_id not in self._starting:
+    def _count_down(self, node_id: int, point: CrashPoint, operation: str, path: str) -> None:
+        if node_id not in self._starting or not point.counts(operation, path):
             return
-        disk.countdown -= 1
-        if disk.countdown > 0:
+        point.countdown -= 1
+        if point.countdown > 0:
             return
-        assert disk.crashed is not None
         self.note(f"node {node_id} crashes before it can {operation} {path}")
-        node = self._cut_off(node_id, power_loss=False, forgets_metadata=True)
-        disk.crashed.set_result(None)
+        node = self._cut_off(node_id, lost=point.lost)
+        point.crashed.set_result(None)
         if node is not None:
             self._ends.append(self.loop.create_task(node.kill(), context=contextvars.Context()))
         raise StorageError(f"this node was killed: {path}")
@@ -310,6 +340,6 @@ class SimulatedCluster:
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if "was killed" in str(error) or "opened before the crash" in str(error):  # What is left of a dead node runs into its dead disk.
+        if any(expected in str(error) for expected in DEAD_DISK):
             return
         self.failures.append(f"unhandled error: at {self.loop.time():.3f} s: {context['message']}: {error!r} {context.get('task', '')}")

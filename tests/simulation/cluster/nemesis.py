@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from raftlog.testing.simulated_network import LinkQuality
-from tests.simulation.cluster.harness import DiskFault, SimulatedCluster
-from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRASH_MAX, Fault, Plan
+from tests.simulation.cluster.harness import DiskFault, SimulatedCluster, of_all, of_metadata, swaps, writes_of_metadata
+from tests.simulation.cluster.logged import BROKEN, FULL
+from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRASH_MAX, SWAP_OPERATIONS_MAX, Fault, Plan
 
 LOOK_EVERY_S: Final = 0.1
 WHOLE_WAIT_S_MAX: Final = 20.0
@@ -38,6 +39,8 @@ class Nemesis:
             "said and forgotten": self._say_and_forget,
             "metadata disk forgets": self._forget_metadata,
             "all metadata disks forget": self._forget_metadata,
+            "kill at a swap": self._kill_at_a_swap,
+            "power loss at a swap": self._lose_power_at_a_swap,
             "power loss": self._lose_power,
             "isolate": self._isolate,
             "isolate leader": self._isolate,
@@ -127,12 +130,31 @@ class Nemesis:
         if not self._running(fault):
             return
         self._begin(fault)
-        crashed = self._cluster.crash_at(fault.nodes[0], operations=1 + int(fault.measure * OPERATIONS_UNTIL_CRASH_MAX))
+        operations = 1 + int(fault.measure * OPERATIONS_UNTIL_CRASH_MAX)
+        crashed = self._cluster.crash_at(fault.nodes[0], writes_of_metadata, operations=operations, lost=of_metadata)
         await asyncio.sleep(fault.for_s)
         self._cluster.disk_faults.pop(fault.nodes[0], None)
         if crashed.done():
             await asyncio.sleep(fault.for_s)
             self._start(fault.nodes)
+
+    async def _kill_at_a_swap(self, fault: Fault) -> None:
+        """kill -9 while compacted segments take the place of others, where that comes in time."""
+        node_id = fault.nodes[0]
+        if not self._running(fault) or node_id in self._cluster.disk_faults:
+            return
+        if await self._crash_at_a_swap(fault, lost=None):
+            await asyncio.sleep(fault.for_s)
+            self._start([node_id])
+
+    async def _crash_at_a_swap(self, fault: Fault, *, lost: Callable[[str], bool] | None) -> bool:
+        node_id = fault.nodes[0]
+        crashed = self._cluster.crash_at(node_id, swaps(), operations=1 + int(fault.measure * SWAP_OPERATIONS_MAX), lost=lost)
+        await asyncio.wait([crashed], timeout=fault.for_s)
+        self._cluster.disk_faults.pop(node_id, None)
+        if crashed.done():
+            self._begin(fault)
+        return crashed.done()
 
     async def _say_and_forget(self, fault: Fault) -> None:
         """The only follower that the active controller can reach crashes at a write, and then the controller: what the
@@ -147,7 +169,7 @@ class Nemesis:
         self._begin(fault)
         links = [link for other in others for link in ((active, other), (other, active))]
         self._cut_links(links)
-        crashed = self._cluster.crash_at(reached, operations=1)
+        crashed = self._cluster.crash_at(reached, writes_of_metadata, operations=1, lost=of_metadata)
         await asyncio.wait([crashed], timeout=fault.for_s)
         self._cluster.disk_faults.pop(reached, None)
         if crashed.done():
@@ -159,15 +181,27 @@ class Nemesis:
         self._start([active])
 
     async def _lose_power(self, fault: Fault) -> None:
-        """Once all is well and nothing else is wrong: replication, not fsync, keeps a partition's records."""
+        async def lose() -> bool:
+            self._begin(fault)
+            await self._cluster.kill(fault.nodes[0], power_loss=True)
+            return True
+
+        await self._lose_power_by(fault, lose)
+
+    async def _lose_power_at_a_swap(self, fault: Fault) -> None:
+        await self._lose_power_by(fault, lambda: self._crash_at_a_swap(fault, lost=of_all))
+
+    async def _lose_power_by(self, fault: Fault, lose: Callable[[], Awaitable[bool]]) -> None:
+        """Once all is well and nothing else is wrong: replication, not fsync, keeps a partition's records.
+
+        `lose` tells whether it came to it.
+        """
         if self._guarded:
             return
         self._guarded = True
         try:
-            if not await self._is_calm():
+            if not await self._is_calm() or not await lose():
                 return
-            self._begin(fault)
-            await self._cluster.kill(fault.nodes[0], power_loss=True)
             await asyncio.sleep(fault.for_s)
             self._start(fault.nodes)
             async with asyncio.timeout(WHOLE_WAIT_S_MAX):
@@ -280,7 +314,7 @@ class Nemesis:
         if node_id in self._cluster.disk_faults or not self._cluster.is_ready(node_id):
             return
         self._begin(fault)
-        disk = DiskFault("write", "no space left on device") if fault.kind == "disk full" else DiskFault("sync", "input/output error")
+        disk = DiskFault("write", FULL) if fault.kind == "disk full" else DiskFault("sync", BROKEN)
         self._cluster.disk_faults[node_id] = disk
         await asyncio.sleep(fault.for_s)
         self._cluster.disk_faults.pop(node_id, None)

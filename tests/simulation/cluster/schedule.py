@@ -15,6 +15,7 @@ PAUSE_S_MAX: Final = 3.5
 STORM_SHARE: Final = 0.7  # Of the seeds: several faults overlap.
 MOVES_SHARE: Final = 0.5  # Of the seeds: partitions are reassigned.
 OPERATIONS_UNTIL_CRASH_MAX: Final = 60
+SWAP_OPERATIONS_MAX: Final = 16
 JUMP_MS_MAX: Final = 3_600_000
 DRIFT_MAX: Final = 0.02
 HURRY_BEFORE_S: Final = 0.3  # Before and after a fault begins or ends.
@@ -96,7 +97,9 @@ KINDS: Final[tuple[tuple[str, int, Draw], ...]] = (
     ("crash at a write", 4, _one),
     ("said and forgotten", 8, _one),
     ("metadata disk forgets", 4, _one),
+    ("kill at a swap", 3, _one),
     ("power loss", 4, _one),
+    ("power loss at a swap", 3, _one),
     ("isolate", 5, _one),
     ("isolate leader", 5, _one),
     ("silence one way", 4, _one),

@@ -16,6 +16,7 @@ from raftlog.errors import ApiError, CorruptMessage
 from raftlog.ids import TopicPartition
 from raftlog.testing import virtual_time
 from raftlog.testing.histories import Verdict, check
+from tests.simulation.cluster import logged
 from tests.simulation.cluster.checkers import Watch
 from tests.simulation.cluster.clients import Admin, Consumer, Producer
 from tests.simulation.cluster.configs import Configurer
@@ -90,8 +91,9 @@ class _Life:
         watch = Watch(self._cluster)
         problems: list[str] = []
         try:
-            async with asyncio.timeout(self._plan.until_s + 3 * RECOVERY_S_MAX):
-                await self._live(watch)
+            with logged.watching(self._cluster.failures.append):
+                async with asyncio.timeout(self._plan.until_s + 3 * RECOVERY_S_MAX):
+                    await self._live(watch)
         except TimeoutError:
             problems.append(f"no recovery: still busy at {loop.time():.1f} s")
         except CorruptMessage as error:
