@@ -178,7 +178,10 @@ class FetchService:
         leading = partition.leading
         if leading is None:
             return
-        change = leading.propose_expansion(self._hosted.image.brokers, own_broker_epoch=self._hosted.own_broker_epoch)
+        hosted = self._hosted
+        change = leading.propose_expansion(
+            hosted.image.brokers, log_start_offset=partition.log.log_start_offset, own_broker_epoch=hosted.own_broker_epoch
+        )
         if change is not None:
             self._isr_changes.submit(partition, change)
 

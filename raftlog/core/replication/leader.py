@@ -241,11 +241,13 @@ class LeaderState:
 
     # --- Changes of the ISR ---
 
-    def propose_expansion(self, brokers: Brokers, *, own_broker_epoch: BrokerEpoch) -> IsrChange | None:
+    def propose_expansion(self, brokers: Brokers, *, log_start_offset: Offset, own_broker_epoch: BrokerEpoch) -> IsrChange | None:
         """Admit followers that reached the high watermark and the start of this leader epoch; it is pending from now on.
 
         The start of the epoch matters because this leader's high watermark may lag behind what its predecessor
-        acknowledged: all that lies below the start of the epoch.
+        acknowledged: all that lies below the start of the epoch. And they must begin where the leader does, at
+        `log_start_offset`, or later: elected before they know of a deletion they would bring back what was deleted. (Kafka
+        admits them.)
         """
         if self.pending is not None:
             return None
@@ -253,7 +255,10 @@ class LeaderState:
         added = frozenset(
             node_id
             for node_id, progress in self.followers.items()
-            if progress.log_end_offset >= reached and node_id not in self.isr and self._is_eligible(node_id, progress, brokers)
+            if progress.log_end_offset >= reached
+            and progress.log_start_offset >= log_start_offset
+            and node_id not in self.isr
+            and self._is_eligible(node_id, progress, brokers)
         )
         return self._propose(added, frozenset(), own_broker_epoch) if added else None
 

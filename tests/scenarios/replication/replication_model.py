@@ -214,7 +214,7 @@ class Node:
     def expand(self) -> IsrChange | None:
         if self.leading is None:
             return None
-        return self.leading.propose_expansion(self.brokers, own_broker_epoch=self.broker_epoch)
+        return self.leading.propose_expansion(self.brokers, log_start_offset=0, own_broker_epoch=self.broker_epoch)
 
     def shrink(self, now_ms: int) -> IsrChange | None:
         if self.leading is None:

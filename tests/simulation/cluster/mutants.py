@@ -148,11 +148,11 @@ def high_watermark_by_majority() -> Any:
 
 @mutant("followers join the ISR without having caught up")
 def isr_expansion_without_catching_up() -> Any:
-    def wrong(right: Any, self: LeaderState, brokers: Any, *, own_broker_epoch: int) -> Any:
+    def wrong(right: Any, self: LeaderState, brokers: Any, **kwargs: Any) -> Any:
         mark, start = self.high_watermark, self.epoch_start_offset
         self.high_watermark = self.epoch_start_offset = 0
         try:
-            return right(self, brokers, own_broker_epoch=own_broker_epoch)
+            return right(self, brokers, **kwargs)
         finally:
             self.high_watermark, self.epoch_start_offset = mark, start
 

@@ -35,7 +35,8 @@ PATIENT = FetchLimits(wait_ms_max=10_000, size_bytes_min=1, size_bytes_max=1 << 
 
 
 def target(offset: int, *, index: int = 0, topic: Any = "t", size_bytes_max: int = 1 << 20, **fields: int) -> FetchTarget:
-    return FetchTarget(topic, index, offset, size_bytes_max, **fields)
+    """As a follower's, whose log begins at 0."""
+    return FetchTarget(topic, index, offset, size_bytes_max, **{"log_start_offset": 0, **fields})
 
 
 def follower(node_id: int, *, epoch: int = 1, wait_ms_max: int = 0) -> FetchLimits:

@@ -37,12 +37,20 @@ def leader(*, isr: tuple[int, ...] = (1, 2, 3), epoch_start_offset: int = 0, hig
 
 
 def fetch(
-    state: LeaderState, follower: int, offset: int, *, end: int, now_ms: int = 0, broker_epoch: int | None = None, brokers: Brokers = BROKERS
+    state: LeaderState,
+    follower: int,
+    offset: int,
+    *,
+    end: int,
+    log_start_offset: int = 0,
+    now_ms: int = 0,
+    broker_epoch: int | None = None,
+    brokers: Brokers = BROKERS,
 ) -> bool:
     return state.record_fetch(
         follower,
         fetch_offset=offset,
-        log_start_offset=0,
+        log_start_offset=log_start_offset,
         broker_epoch=follower * 10 if broker_epoch is None else broker_epoch,
         leader_end_offset=end,
         now_ms=now_ms,
@@ -102,26 +110,35 @@ def test_who_may_not_be_admitted(standing: Standing | None) -> None:
     state = leader(isr=(1, 3))
     fetch(state, 2, 0, end=0, brokers={})
     brokers = {**BROKERS, 2: standing} if standing else {1: BROKERS[1]}
-    assert state.propose_expansion(brokers, own_broker_epoch=10) is None
+    assert state.propose_expansion(brokers, log_start_offset=0, own_broker_epoch=10) is None
     assert state.maximal_isr == {1, 3}
 
 
 def test_an_admission_pends_counts_and_blocks_others_until_settled() -> None:
     state = leader(isr=(1,), epoch_start_offset=4, high_watermark=2)
     fetch(state, 2, 3, end=4)
-    assert state.propose_expansion(BROKERS, own_broker_epoch=10) is None  # It has the mark, not the start of the epoch.
+    assert state.propose_expansion(BROKERS, log_start_offset=0, own_broker_epoch=10) is None  # It has the mark, not the start of the epoch.
     fetch(state, 2, 4, end=4)
-    change = state.propose_expansion(BROKERS, own_broker_epoch=10)
+    change = state.propose_expansion(BROKERS, log_start_offset=0, own_broker_epoch=10)
     assert change is not None
     assert (change.isr, change.added, change.leader_epoch, change.partition_epoch) == (((1, 10), (2, 20)), {2}, 7, 20)
     assert (state.isr, state.maximal_isr) == ({1}, {1, 2})
     fetch(state, 3, 4, end=4)
-    assert state.propose_expansion(BROKERS, own_broker_epoch=10) is None
+    assert state.propose_expansion(BROKERS, log_start_offset=0, own_broker_epoch=10) is None
     assert state.change_committed(change, leader_epoch=7, partition_epoch=21, isr=(1, 2))
     assert (state.isr, state.pending, state.partition_epoch) == ({1, 2}, None, 21)
     assert not state.change_committed(change, leader_epoch=7, partition_epoch=22, isr=(1, 2, 3))
-    both = state.propose_expansion(BROKERS, own_broker_epoch=10)
+    both = state.propose_expansion(BROKERS, log_start_offset=0, own_broker_epoch=10)
     assert both is not None and both.added == {3}
+
+
+def test_who_does_not_know_of_a_deletion_is_not_admitted() -> None:
+    state = leader(isr=(1,))
+    fetch(state, 2, 4, end=4)
+    assert state.propose_expansion(BROKERS, log_start_offset=3, own_broker_epoch=10) is None
+    fetch(state, 2, 4, end=4, log_start_offset=3)
+    change = state.propose_expansion(BROKERS, log_start_offset=3, own_broker_epoch=10)
+    assert change is not None and change.added == {2}
 
 
 def test_who_lags_is_dropped_after_the_time_and_who_is_level_never() -> None:
@@ -156,7 +173,7 @@ def test_a_follower_that_is_always_a_fetch_behind_is_caught_up() -> None:
 def test_refusals(code: ErrorCode, verdict: Verdict) -> None:
     state = leader(isr=(1, 3))
     fetch(state, 2, 0, end=0)
-    change = state.propose_expansion(BROKERS, own_broker_epoch=10)
+    change = state.propose_expansion(BROKERS, log_start_offset=0, own_broker_epoch=10)
     assert change is not None
     assert state.change_refused(change, code) is verdict
     # Only what was surely not applied stops counting.
