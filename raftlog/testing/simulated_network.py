@@ -1,7 +1,9 @@
 """A network in memory with faults from a seed: what a node sees of it is `environment.Network`.
 
 It behaves as TCP does: bytes of one connection arrive in order and once, or the connection breaks. Loss shows as delay (a
-retransmission) or, in a partition, as silence until the partition heals or the connection is given up.
+retransmission) or, in a partition, as silence until the partition heals or the connection is given up. What was sent into a
+partition arrives when it heals even if the sender has closed the connection meanwhile, or was killed: its machine goes on
+sending. So a request may come long after whoever sent it has given it up, and has sent it again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final, cast
 
 from raftlog.environment import Buffer
@@ -22,7 +25,15 @@ SILENCE_MS_MAX: Final = 20_000  # A connection through a partition is given up a
 WRITE_BUFFER_BYTES_HIGH: Final = 1 << 20
 WRITE_BUFFER_BYTES_LOW: Final = 1 << 18
 
-NodeName = str | int
+NodeName = str | int  # Nodes have numbers, clients names.
+CLIENTS: Final = "clients"
+
+
+class End(Enum):
+    """How a direction of a connection ends, behind the bytes before it."""
+
+    CLOSED = "closed"
+    RESET = "reset"
 
 
 @dataclass(slots=True)
@@ -32,6 +43,10 @@ class LinkQuality:
     delay_ms_min: float = 0.1
     delay_ms_max: float = 1.0
     loss: float = 0.0
+
+
+def _side_of(name: NodeName) -> NodeName:
+    return CLIENTS if isinstance(name, str) else name
 
 
 class SimulatedNetwork:
@@ -56,7 +71,7 @@ class SimulatedNetwork:
         return self._next_port
 
     def cut(self, source: NodeName, target: NodeName) -> None:
-        """Silence one direction: nothing `source` sends reaches `target` until `heal`."""
+        """Silence one direction: nothing `source` sends reaches `target` until `heal`. CLIENTS stands for all that are no nodes."""
         self._cut.add((source, target))
 
     def isolate(self, nodes: Iterable[NodeName], others: Iterable[NodeName]) -> None:
@@ -80,7 +95,9 @@ class SimulatedNetwork:
             connection.resume()
 
     def is_cut(self, source: NodeName, target: NodeName) -> bool:
-        return (source, target) in self._cut
+        if not self._cut:
+            return False
+        return (source, target) in self._cut or (_side_of(source), _side_of(target)) in self._cut
 
     def drop_node(self, node: NodeName, *, silently: bool = False) -> None:
         """The node's process died: peers see their connections reset (or nothing, where its machine went with it)."""
@@ -199,13 +216,21 @@ class _Connection:
 
     def die_with(self, node: NodeName, *, silently: bool) -> None:
         for side, end in enumerate(self.ends):
-            if self.nodes[side] == node:
-                end.fall_silent()
-            elif silently:
-                self.network.loop.call_later(SILENCE_MS_MAX / 1000, end.lose, TimeoutError("the peer's machine is gone"))
-            else:
-                self.network.loop.call_later(self.delay_s(1 - side), end.lose, ConnectionResetError("the peer's process died"))
-        self.network.forget(self.number)
+            if self.nodes[side] != node:
+                continue
+            was_lost = end.is_lost
+            end.fall_silent()
+            if silently:
+                end.forget_held()
+                self.network.loop.call_later(SILENCE_MS_MAX / 1000, self.ends[1 - side].lose, TimeoutError("the peer's machine is gone"))
+            elif not was_lost:
+                end.send_end(End.RESET)
+        self.forget_if_over()
+
+    def forget_if_over(self) -> None:
+        """Unless one end still lives, or something waits for a partition to heal."""
+        if all(end.is_over for end in self.ends):
+            self.network.forget(self.number)
 
 
 class _Transport(asyncio.Transport):
@@ -220,9 +245,9 @@ class _Transport(asyncio.Transport):
         self._closing = False
         self._lost = False
         self._reading = True
-        self._held: deque[bytes | None] = deque()  # Sent into a partition, waiting for it to heal; None is the end.
-        self._travelling: deque[bytes | None] = deque()
-        self._unread: deque[bytes | None] = deque()  # Arrived while reading was paused.
+        self._held: deque[bytes | End] = deque()  # Sent into a partition, waiting for it to heal.
+        self._travelling: deque[bytes | End] = deque()
+        self._unread: deque[bytes | End] = deque()  # Arrived while reading was paused.
         self._last_arrival_s = 0.0
         self._in_flight_bytes = 0
         self._writing_paused = False
@@ -241,12 +266,18 @@ class _Transport(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(cast("Iterable[Buffer]", list_of_data)))
 
-    def _send(self, data: bytes | None) -> None:
-        if data is not None:
-            self._in_flight_bytes += len(data)
-            if self._in_flight_bytes > WRITE_BUFFER_BYTES_HIGH and not self._writing_paused:
-                self._writing_paused = True
-                self._protocol.pause_writing()
+    def _send(self, data: bytes) -> None:
+        self._in_flight_bytes += len(data)
+        if self._in_flight_bytes > WRITE_BUFFER_BYTES_HIGH and not self._writing_paused:
+            self._writing_paused = True
+            self._protocol.pause_writing()
+        self._send_or_hold(data)
+
+    def send_end(self, end: End) -> None:
+        """Behind all that was sent before, also from an end that is closed."""
+        self._send_or_hold(end)
+
+    def _send_or_hold(self, data: bytes | End) -> None:
         if self._held or self._connection.is_cut(self._side):
             if not self._held:
                 self._loop.call_later(SILENCE_MS_MAX / 1000, self._give_up, context=contextvars.Context())
@@ -254,7 +285,7 @@ class _Transport(asyncio.Transport):
             return
         self._schedule(data)
 
-    def _schedule(self, data: bytes | None) -> None:
+    def _schedule(self, data: bytes | End) -> None:
         arrival_s = max(self._last_arrival_s, self._loop.time() + self._connection.delay_s(self._side))
         self._last_arrival_s = arrival_s
         self._travelling.append(data)  # The loop may run timers of one moment in any order; the queue keeps TCP's.
@@ -262,7 +293,7 @@ class _Transport(asyncio.Transport):
 
     def _arrive(self) -> None:
         data = self._travelling.popleft()
-        if data is not None:
+        if not isinstance(data, End):
             self._in_flight_bytes -= len(data)
             if self._writing_paused and self._in_flight_bytes < WRITE_BUFFER_BYTES_LOW and not self._lost:
                 self._writing_paused = False
@@ -272,19 +303,25 @@ class _Transport(asyncio.Transport):
     def send_held(self) -> None:
         held, self._held = self._held, deque()
         for data in held:
-            self._send(data)
+            self._send_or_hold(data)
+        self._connection.forget_if_over()
+
+    def forget_held(self) -> None:
+        self._held.clear()
 
     def _give_up(self) -> None:
         if self._held:
+            self._held.clear()
             self._connection.reset()
 
-    def receive(self, data: bytes | None) -> None:
+    def receive(self, data: bytes | End) -> None:
         if self._lost:
             return
-        if not self._reading:
+        if data is End.RESET:
+            self.lose(ConnectionResetError("the peer's process died"))
+        elif not self._reading:
             self._unread.append(data)
-            return
-        if data is None:
+        elif data is End.CLOSED:
             if not self._protocol.eof_received():
                 self.lose(None)
         elif isinstance(self._protocol, asyncio.BufferedProtocol):
@@ -304,27 +341,38 @@ class _Transport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
-        self._held.clear()
+        if error is not None:
+            self._held.clear()  # Of what was closed in an orderly way it arrives all the same.
         self._unread.clear()
-        self._connection.network.forget(self._connection.number)
+        self._connection.forget_if_over()
         self._loop.call_soon(self._protocol.connection_lost, error, context=self.context)
 
+    @property
+    def is_lost(self) -> bool:
+        return self._lost
+
+    @property
+    def is_over(self) -> bool:
+        """Lost, and nothing of it will arrive any more but what is on its way."""
+        return self._lost and not self._held
+
     def fall_silent(self) -> None:
-        """The process behind this end is gone: nobody is told, nothing is sent any more."""
+        """The process behind this end is gone: nobody here is told."""
         self._lost = self._closing = True
-        self._held.clear()
         self._unread.clear()
 
     def close(self) -> None:
         if self._closing:
             return
         self._closing = True
-        self._send(None)
+        self.send_end(End.CLOSED)
         self._loop.call_soon(self.lose, None)
 
     def abort(self) -> None:
         if not self._lost:
-            self._connection.reset()
+            self._held.clear()
+            self.send_end(End.RESET)
+            self.lose(None)
 
     def is_closing(self) -> bool:
         return self._closing

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from raftlog.testing.simulated_network import LinkQuality
+from raftlog.testing.simulated_network import CLIENTS, LinkQuality, NodeName
 from tests.simulation.cluster.harness import DiskFault, SimulatedCluster, of_all, of_metadata, swaps, writes_of_metadata
 from tests.simulation.cluster.logged import BROKEN, FULL
 from tests.simulation.cluster.schedule import JUMP_MS_MAX, OPERATIONS_UNTIL_CRASH_MAX, SWAP_OPERATIONS_MAX, Fault, Plan
@@ -19,7 +19,15 @@ WHOLE_WAIT_S_MAX: Final = 20.0
 CALM_WAIT_S_MAX: Final = 10.0  # No other fault begins meanwhile.
 FLAPS: Final = 6
 SAID_S: Final = 0.03  # So long after a voter's crash what it had said has arrived, and had its effect.
-Link = tuple[int, int]
+Link = tuple[NodeName, NodeName]
+
+
+def _reversed(links: Iterable[Sequence[NodeName]]) -> list[Link]:
+    return [(target, source) for source, target in links]
+
+
+def _both_ways(links: Sequence[Sequence[NodeName]]) -> list[Link]:
+    return [(source, target) for source, target in links] + _reversed(links)
 
 
 class Nemesis:
@@ -45,6 +53,7 @@ class Nemesis:
             "isolate": self._isolate,
             "isolate leader": self._isolate,
             "silence one way": self._silence,
+            "clients cut off": self._cut_clients_off,
             "split": self._split,
             "flap": self._flap,
             "slow link": self._slow_link,
@@ -167,7 +176,7 @@ class Nemesis:
         if reached in self._cluster.disk_faults:
             return
         self._begin(fault)
-        links = [link for other in others for link in ((active, other), (other, active))]
+        links = _both_ways([(active, other) for other in others])
         self._cut_links(links)
         crashed = self._cluster.crash_at(reached, writes_of_metadata, operations=1, lost=of_metadata)
         await asyncio.wait([crashed], timeout=fault.for_s)
@@ -263,20 +272,22 @@ class Nemesis:
 
     async def _isolate(self, fault: Fault) -> None:
         others = [node_id for node_id in self._cluster.node_ids if node_id != fault.nodes[0]]
-        links = [(fault.nodes[0], other) for other in others]
-        await self._silence_links(fault, links + [(other, node_id) for node_id, other in links])
+        await self._silence_links(fault, _both_ways([(fault.nodes[0], other) for other in others]))
 
     async def _silence(self, fault: Fault) -> None:
-        links = [(fault.nodes[0], other) for other in self._cluster.node_ids if other != fault.nodes[0]]
-        await self._silence_links(fault, links if fault.measure < 0.5 else [(other, node_id) for node_id, other in links])
+        links: list[Link] = [(fault.nodes[0], other) for other in self._cluster.node_ids if other != fault.nodes[0]]
+        await self._silence_links(fault, links if fault.measure < 0.5 else _reversed(links))
+
+    async def _cut_clients_off(self, fault: Fault) -> None:
+        """What they send arrives when that is over, and so long after they have given it up and sent it again; or no answer reaches them."""
+        links: list[Link] = [(CLIENTS, fault.nodes[0])]
+        await self._silence_links(fault, _reversed(links) if fault.measure < 0.3 else links if fault.measure < 0.7 else _both_ways(links))
 
     async def _split(self, fault: Fault) -> None:
-        left, right = fault.nodes
-        await self._silence_links(fault, [(left, right), (right, left)])
+        await self._silence_links(fault, _both_ways([fault.nodes]))
 
     async def _flap(self, fault: Fault) -> None:
-        left, right = fault.nodes
-        links = [(left, right), (right, left)]
+        links = _both_ways([fault.nodes])
         self._begin(fault)
         for _ in range(FLAPS):
             self._cut_links(links)

@@ -103,6 +103,7 @@ KINDS: Final[tuple[tuple[str, int, Draw], ...]] = (
     ("isolate", 5, _one),
     ("isolate leader", 5, _one),
     ("silence one way", 4, _one),
+    ("clients cut off", 5, _one),
     ("split", 4, _two),
     ("flap", 2, _two),
     ("slow link", 3, _two),

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from raftlog.testing import virtual_time
-from raftlog.testing.simulated_network import SILENCE_MS_MAX, SimulatedNetwork
+from raftlog.testing.simulated_network import CLIENTS, SILENCE_MS_MAX, SimulatedNetwork
 
 
 def test_an_hour_passes_at_once() -> None:
@@ -78,6 +78,59 @@ def test_a_healed_partition_delivers_what_was_held() -> None:
         network.heal()
         await asyncio.sleep(1)
         assert far.received == b"held"
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("how", "arrives", "end"),
+    [
+        ("close", b"late", type(None)),
+        ("kill", b"late", ConnectionResetError),
+        ("abort", b"", ConnectionResetError),
+        ("power loss", b"", TimeoutError),
+    ],
+)
+def test_what_was_sent_into_a_partition_outlives_its_connection_but_not_its_machine(how: str, arrives: bytes, end: type) -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        transport, _, far = await _connected(network)
+        network.cut("client", "server")
+        transport.write(b"late")
+        match how:
+            case "close":
+                transport.close()
+            case "abort":
+                transport.abort()
+            case _:
+                network.drop_node("client", silently=how == "power loss")
+        await asyncio.sleep(5)
+        assert far.received == b""
+        network.heal()
+        assert isinstance(await far.lost, end)
+        assert far.received == arrives
+        assert not network._connections
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("source", ["one", "two"])
+def test_clients_are_cut_off_together(source: str) -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        accepted: list[Collector] = []
+
+        def accept() -> Collector:
+            accepted.append(Collector())
+            return accepted[-1]
+
+        listening = await network.view(1).listen(accept, "127.0.0.1", 0)
+        peers = [await network.view(name).connect(Collector, "127.0.0.1", listening.port) for name in (source, 2)]
+        network.cut(CLIENTS, 1)
+        for transport, _ in peers:
+            transport.write(b"request")
+        await asyncio.sleep(1)
+        assert [far.received for far in accepted] == [b"", b"request"]
 
     virtual_time.run(scenario())
 
