@@ -114,6 +114,19 @@ class SimulatedNetwork:
             if set(connection.nodes) == {node, other}:
                 connection.reset()
 
+    def stall_connections(self, node: NodeName) -> Callable[[], None]:
+        """Hold what is sent on connections that the node has now, while new ones work; the result lets it go on."""
+        stalled = [connection for connection in self._connections.values() if node in connection.nodes]
+        for connection in stalled:
+            connection.is_stalled = True
+
+        def go_on() -> None:
+            for connection in stalled:
+                connection.is_stalled = False
+                connection.resume()
+
+        return go_on
+
     def listen(self, node: NodeName, factory: Callable[[], asyncio.BaseProtocol], port: int) -> _Listening:
         port = port or self.reserve_port()
         if port in self._listeners:
@@ -191,6 +204,7 @@ class _Connection:
         self.network = network
         self.number = number
         self.nodes = nodes
+        self.is_stalled = False
         self.ends = (_Transport(self, 0, port), _Transport(self, 1, port))
 
     def open(self, protocols: Sequence[asyncio.BaseProtocol], contexts: Sequence[contextvars.Context]) -> None:
@@ -204,7 +218,7 @@ class _Connection:
         return self.network.delay_s(self.nodes[side], self.nodes[1 - side])
 
     def is_cut(self, side: int) -> bool:
-        return self.network.is_cut(self.nodes[side], self.nodes[1 - side])
+        return self.is_stalled or self.network.is_cut(self.nodes[side], self.nodes[1 - side])
 
     def resume(self) -> None:
         for end in self.ends:

@@ -56,6 +56,8 @@ SURELY_REFUSED: Final = frozenset(
 
 BATCH_RECORDS_MAX: Final = 4
 PADDED_SHARE: Final = 0.3
+HASTY_SHARE: Final = 0.2  # Of an idempotent producer's batches: it gives them up soon, while they may still be on their way.
+HASTY_MS: Final = (20, 2_000)
 
 
 class Oracle(Protocol):
@@ -291,8 +293,9 @@ class Producer(Client):
         if self.idempotent:
             if outcome == "ok":
                 self._sequence += len(values)
-            else:
-                self._producer = None  # Nobody knows which sequence the broker has: begin anew, as clients do.
+            elif self._producer is not None:
+                # Nobody knows which sequence the broker has: begin anew in the next epoch, as clients do (KIP-360). What comes late is fenced.
+                self._producer, self._sequence = (self._producer[0], self._producer[1] + 1), 0
 
     def _batch(self, values: Sequence[int]) -> bytes:
         padding = (("padding", bytes(self.padding_bytes)),) if self.padding_bytes and self.chance.random() < PADDED_SHARE else ()
@@ -303,17 +306,19 @@ class Producer(Client):
 
     async def _settle(self, batch: bytes) -> tuple[str, int]:
         """(outcome, offset or -1); a plain producer tries once, so that it makes no duplicates itself."""
-        deadline_s = asyncio.get_running_loop().time() + self.insist_ms / 1000
+        loop = asyncio.get_running_loop()
+        is_hasty = self.idempotent and self.chance.random() < HASTY_SHARE
+        deadline_s = loop.time() + (self.chance.randint(*HASTY_MS) if is_hasty else self.insist_ms) / 1000
         maybe_happened = False
         self.error = ErrorCode.unknown_server_error
-        while asyncio.get_running_loop().time() < deadline_s:
+        while (left_ms := int((deadline_s - loop.time()) * 1000)) > 0:
             try:
                 port = await self.leader_port(self.topic, self.partition)
             except Gone:
                 await self.pause()
                 continue
             try:
-                code, offset = await self._produce(port, batch)
+                code, offset = await self._produce(port, batch, timeout_ms=min(left_ms, REQUEST_MS_MAX))
             except PeerUnreachable:
                 code, offset = ErrorCode.unknown_server_error, -1
             self.error = ErrorCode(code)
@@ -326,7 +331,7 @@ class Producer(Client):
             await self.pause()
         return ("info" if maybe_happened else "fail"), -1
 
-    async def _produce(self, port: int, batch: bytes) -> tuple[int, int]:
+    async def _produce(self, port: int, batch: bytes, *, timeout_ms: int) -> tuple[int, int]:
         fields = {
             "transactional_id": None,
             "acks": self.acks,
@@ -335,7 +340,7 @@ class Producer(Client):
         }
         if self.acks == 0:
             return await self._produce_unanswered(port, fields)
-        answer = await self.ask(port, ApiKey.PRODUCE, fields)
+        answer = await self.ask(port, ApiKey.PRODUCE, fields, timeout_ms=timeout_ms)
         result = answer.responses[0].partition_responses[0]
         return result.error_code, result.base_offset
 

@@ -32,6 +32,7 @@ from raftlog.core.replication.follower import FollowerState
 from raftlog.core.replication.leader import LeaderState
 from raftlog.errors import OffsetOutOfRange
 from raftlog.ids import NO_NODE
+from raftlog.protocol.batches import BatchHeader
 from raftlog.quorum.controller import Controller
 from raftlog.quorum.guards import Guards
 from raftlog.quorum.journal import STATE_FILE, Journal
@@ -217,6 +218,27 @@ def deposed_leader_keeps_leading() -> Any:
 @mutant("the sequence numbers of producers are not checked")
 def sequences_unchecked() -> Any:
     return mock.patch.object(ProducerStates, "check", lambda self, header, *, sequences=True: None)
+
+
+@mutant("a producer's batch is taken for one that it sent in an earlier epoch")
+def deduplicated_without_the_epoch() -> Any:
+    def wrong(right: Any, self: ProducerStates, header: BatchHeader, **kwargs: Any) -> Any:
+        state = self.get(header.producer_id)
+        for batch in state.batches if state is not None else ():
+            if (batch.first_sequence, batch.last_sequence) == (header.base_sequence, header.last_sequence):
+                return batch
+        return right(self, header, **kwargs)
+
+    return around(ProducerStates, "check", wrong)
+
+
+@mutant("what a producer sent in an earlier epoch is taken, however late it comes")
+def earlier_producer_epochs_taken() -> Any:
+    def wrong(right: Any, self: ProducerStates, header: BatchHeader, **kwargs: Any) -> Any:
+        state = self.get(header.producer_id)
+        return None if state is not None and header.producer_epoch < state.epoch else right(self, header, **kwargs)
+
+    return around(ProducerStates, "check", wrong)
 
 
 @mutant("what producers have sent is forgotten at a restart")

@@ -59,6 +59,7 @@ class Nemesis:
             "slow link": self._slow_link,
             "lossy": self._lossy,
             "reset connections": self._reset,
+            "connections stall": self._stall,
             "pause": self._pause,
             "pause leader": self._pause,
             "restart": self._restart,
@@ -316,6 +317,13 @@ class Nemesis:
     async def _reset(self, fault: Fault) -> None:
         self._begin(fault)
         self._cluster.network.break_connections(*fault.nodes)
+
+    async def _stall(self, fault: Fault) -> None:
+        """Whoever gives an old connection up goes on with a new one, and what it had sent before comes after what it sends now."""
+        self._begin(fault)
+        go_on = self._cluster.network.stall_connections(fault.nodes[0])
+        await asyncio.sleep(fault.for_s)
+        go_on()
 
     # --- disks and clocks ---------------------------------------------------------------------------------------------
 

@@ -109,6 +109,7 @@ KINDS: Final[tuple[tuple[str, int, Draw], ...]] = (
     ("slow link", 3, _two),
     ("lossy", 3, _all),
     ("reset connections", 3, _two),
+    ("connections stall", 5, _one),
     ("pause", 4, _one),
     ("pause leader", 3, _one),
     ("restart", 4, _one),

@@ -114,6 +114,24 @@ def test_what_was_sent_into_a_partition_outlives_its_connection_but_not_its_mach
     virtual_time.run(scenario())
 
 
+def test_what_was_sent_on_a_stalled_connection_comes_after_what_is_sent_on_a_new_one() -> None:
+    async def scenario() -> None:
+        network = SimulatedNetwork(asyncio.get_running_loop(), random.Random(1))
+        transport, _, first = await _connected(network)
+        go_on = network.stall_connections("client")
+        transport.write(b"first")
+        transport.close()
+        again, _, second = await _connected(network)
+        again.write(b"second")
+        await asyncio.sleep(1)
+        assert (first.received, second.received) == (b"", b"second")
+        go_on()
+        await first.lost
+        assert first.received == b"first"
+
+    virtual_time.run(scenario())
+
+
 @pytest.mark.parametrize("source", ["one", "two"])
 def test_clients_are_cut_off_together(source: str) -> None:
     async def scenario() -> None:
