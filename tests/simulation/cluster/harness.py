@@ -167,8 +167,12 @@ class SimulatedCluster:
         return [node_id for node_id in found if node_id in self._starting]
 
     def active_controller_port(self) -> int | None:
-        """The controller listener of a node that holds itself to be the active controller."""
-        active = self.active_controller()
+        """The controller listener of the active controller.
+
+        Not of one that only holds itself for it: it may not know yet of what the newest image shows.
+        """
+        knowing = (node_id for node_id, node in sorted(self.nodes.items()) if node.is_active_controller and node.image.offset >= self.newest.offset)
+        active = next(knowing, None)
         return None if active is None else self._ports[active][1]
 
     def active_controller(self) -> int | None:
