@@ -12,7 +12,7 @@ from matrix.client import Membership, Place, wait_for_members
 from matrix.grouping import share
 from matrix.members import ConfluentMember
 from matrix.reference import PARTITIONS, Reference, spread_records, values
-from test_group_clients import coordinator_of, has_committed
+from test_group_clients import has_committed, kill_coordinator
 
 from raftlog.testing import Cluster
 
@@ -93,15 +93,7 @@ def test_a_group_outlives_its_coordinator(join: Join, raftlog_cluster_factory: C
     reference = Reference(cluster.bootstrap_servers)
     reference.send("t", spread_records(200))
     first, second = join(cluster), join(cluster)
-    wait_for_members(lambda: share(first, second), "a share for each of two", first, second)
-    wait_for_members(lambda: set(first.values + second.values) == set(values(0, 200)), "all records", first, second)
-    wait_for_members(lambda: has_committed(reference, 200), "all offsets to be committed", first, second)
-    victim = coordinator_of(cluster, "g")
-    cluster.kill(victim)
-    cluster.wait_until(lambda: coordinator_of(cluster, "g") not in (victim, -1))
-    assert has_committed(reference, 200), "the offsets are what they were"
-    reference.send("t", spread_records(200, first=200))
-    wait_for_members(lambda: set(first.values + second.values) == set(values(0, 400)), "both to go on", first, second)
+    kill_coordinator(cluster, reference, first, second)
     assert share(first, second), "with what they had"
     third = join(cluster)
     wait_for_members(lambda: share(first, second, third), "a share for a third one", first, second, third)

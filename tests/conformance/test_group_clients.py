@@ -28,6 +28,20 @@ def has_committed(reference: Reference, end: int) -> bool:
     return reference.offsets_of("g") == {Place("t", number): end // PARTITIONS for number in range(PARTITIONS)}
 
 
+def kill_coordinator(cluster: Cluster, reference: Reference, first: ThreadMember, second: ThreadMember) -> int:
+    """Which node was killed, between 200 records that both members of group `g` have read and committed, and 200 that they read then."""
+    wait_for_members(lambda: share(first, second), "a share for each of two", first, second)
+    wait_for_members(lambda: set(first.values + second.values) == set(values(0, 200)), "all records", first, second)
+    wait_for_members(lambda: has_committed(reference, 200), "all offsets to be committed", first, second)
+    victim = coordinator_of(cluster, "g")
+    cluster.kill(victim)
+    cluster.wait_until(lambda: coordinator_of(cluster, "g") not in (victim, -1))
+    assert has_committed(reference, 200), "the offsets are what they were"
+    reference.send("t", spread_records(200, first=200))
+    wait_for_members(lambda: set(first.values + second.values) == set(values(0, 400)), "what came after the kill", first, second)
+    return victim
+
+
 @pytest.mark.parametrize("kind", LIBRARIES.values(), ids=LIBRARIES)
 def test_a_group_outlives_its_coordinator(kind: type[ThreadMember], raftlog_cluster_factory: Callable[..., Cluster]) -> None:
     """Killed, and ended in an orderly way."""
@@ -40,16 +54,7 @@ def test_a_group_outlives_its_coordinator(kind: type[ThreadMember], raftlog_clus
         # within milliseconds: its `poll` never returns then.
         wait_for_members(lambda: share(first), "all partitions for the first member", first)
         with kind(cluster.bootstrap_servers, MEMBERSHIP) as second:
-            wait_for_members(lambda: share(first, second), "a share for each of two", first, second)
-            wait_for_members(lambda: set(first.values + second.values) == set(values(0, 200)), "all records", first, second)
-            wait_for_members(lambda: has_committed(reference, 200), "all offsets to be committed", first, second)
-
-            victim = coordinator_of(cluster, "g")
-            cluster.kill(victim)
-            cluster.wait_until(lambda: coordinator_of(cluster, "g") not in (victim, -1))
-            assert has_committed(reference, 200), "the offsets are what they were"
-            reference.send("t", spread_records(200, first=200))
-            wait_for_members(lambda: set(first.values + second.values) == set(values(0, 400)), "what came after the kill", first, second)
+            victim = kill_coordinator(cluster, reference, first, second)
             wait_for_members(lambda: has_committed(reference, 400), "its offsets to be committed", first, second)
 
             cluster.restart(victim)
