@@ -57,6 +57,7 @@ class ReplicaManager:
         self._clock = environment.clock
         self._settings = settings
         self._logs = logs
+        logs.on_storage_error = self.storage_failed
         self._on_disk_failure = on_disk_failure
         self._disk_failed = False
         self._hosted = HostedPartitions(node_id)

@@ -34,12 +34,17 @@ _NO_TOPIC_ID: Final = TopicId(int=0)
 _PARTITION_DIRECTORY: Final = re.compile(r"([a-zA-Z0-9._-]+)-(\d+)")
 
 
+def _log_failure(error: Exception) -> None:
+    logger.error("the log directory failed: %s", error)
+
+
 class LogManager:
     """The logs of `log.dirs`, but for `__cluster_metadata-0`, which belongs to the quorum."""
 
     def __init__(self, environment: Environment, settings: Settings) -> None:
         self.directory = settings.data_directory
         self.directory_id = uuid.UUID(int=0)  # Of meta.properties; set by `open`.
+        self.on_storage_error: Callable[[Exception], object] = _log_failure  # Told of what fails while nobody waits for it.
         self._settings = settings
         self._environment = environment
         self._files = environment.files
@@ -309,7 +314,7 @@ class LogManager:
                 await self._checkpoint_logs()
                 await self._identify_new()
             except StorageError as error:
-                logger.error("checkpoints are not up to date: %s", error)
+                self.on_storage_error(error)
 
     async def _identify_new(self) -> None:
         """Bring the topic ids of new logs to disk, some at a time: after a loss of power a log without one is set aside as a stray."""
@@ -344,7 +349,8 @@ class LogManager:
         try:
             await log.flush()
         except KafkaStorageError as error:
-            logger.error("%s is not flushed: %s", log.directory, error)
+            if log is self._logs.get(log.topic_partition):  # Else it was deleted meanwhile.
+                self.on_storage_error(error)
 
     async def _flush_regularly(self) -> None:
         """Bring records to disk that have waited for their topic's `flush.ms`; remove files that have waited to go."""

@@ -471,6 +471,26 @@ def test_a_restart_keeps_logs_marks_and_roles_and_sets_strays_aside(tmp_path: pa
     assert [path.name.partition(".")[0] for path in tmp_path.glob("**/*-stray")] == ["gone-0"]
 
 
+def test_a_flush_that_fails_in_the_background_tells_at_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when the next record comes, which may be long after. Found by the simulation, seed 200911."""
+
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+            controller.create_topic("t", (1,))
+            controller.configure("t", "flush.ms", "1")
+
+            async def refuse() -> None:
+                raise StorageError("can't sync /data/t-0: input/output error")
+
+            monkeypatch.setattr(broker.log(), "_flush_files", refuse)
+            broker.manager.append(T0, batch("a"), acks=1, timeout_ms=0)
+            await until(lambda: broker.disk_failures)
+            assert broker.disk_failures == ["can't sync /data/t-0: input/output error"]
+            assert broker.manager.disk_failed
+
+    asyncio.run(main())
+
+
 def test_a_failing_disk_takes_everything_offline_and_tells_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):
