@@ -52,13 +52,17 @@ class Reassigner:
         """Have each partition where this client wants it last."""
         for name in self._partitions:
             target = self._target()
-            while True:
+            while not self._has_moved(name, target):
                 with contextlib.suppress(Gone):
                     if await self._ask(name, target) is ErrorCode.none:
-                        break
+                        await self._wait_until_settled(name)
+                        continue
                 await self._admin.pause()
-            while not self._has_moved(name, target):  # noqa: ASYNC110 - images of many nodes come, in no particular order
-                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _wait_until_settled(self, name: TopicPartition) -> None:
+        """At the target, or elsewhere: a request that was given up may come late, and move it away again."""
+        while (state := self._cluster.newest.partition(name)) is None or state.reassigning:  # noqa: ASYNC110 - images of many nodes come
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _has_moved(self, name: TopicPartition, target: tuple[int, ...]) -> bool:
         state = self._cluster.newest.partition(name)
