@@ -154,6 +154,11 @@ class SimulatedCluster:
             for partition in topic.partitions.values()
         )
 
+    def is_isr_settled(self) -> bool:
+        """No leader has asked for another ISR, and does not know yet what became of it: it may be committed at any time."""
+        brokers = [node.broker for _, node in sorted(self.nodes.items()) if node.broker is not None]
+        return not any(hosted.leading is not None and hosted.leading.pending is not None for broker in brokers for hosted in broker.replicas._hosted)
+
     def is_current(self, node_id: int) -> bool:
         """Whether the running process is the one that the newest image has registered."""
         node, broker = self.nodes.get(node_id), self.newest.brokers.get(node_id)

@@ -222,10 +222,14 @@ class Nemesis:
             self._guarded = False
 
     async def _is_calm(self) -> bool:
-        """Wait until the other faults are over and the cluster is whole; False where that takes too long."""
+        """Wait until the other faults are over, the cluster is whole and nobody is about to leave an ISR; False where that takes too long.
+
+        Else the ISR may be the very node that loses its power by the time when it has lost it (seed 221135), as in Kafka
+        without ELR.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALM_WAIT_S_MAX):
-                while self._active > 1 or not self._cluster.is_whole():  # noqa: ASYNC110 - many things make it so
+                while self._active > 1 or not self._cluster.is_whole() or not self._cluster.is_isr_settled():  # noqa: ASYNC110 - many things make it so
                     await asyncio.sleep(LOOK_EVERY_S)
                 return True
         return False
