@@ -11,7 +11,7 @@ import uuid
 from typing import Any
 
 import pytest
-from replica_harness import Broker, batch, brokers, one_broker, until
+from replica_harness import Broker, Controller, batch, brokers, one_broker, until
 
 from raftlog.broker.reads import FetchLimits, FetchTarget
 from raftlog.errors import (
@@ -46,6 +46,14 @@ async def delete(broker: Broker, *offsets: tuple[str, int, int], timeout_ms: int
 async def fill(broker: Broker, count: int = 40) -> None:
     for number in range(count):
         await broker.manager.append(T0, batch(f"{number:0100d}"), acks=-1, timeout_ms=5000)
+
+
+async def outlive(controller: Controller, one: Broker, two: Broker) -> None:
+    """Node 1 leads, and dies when both have three records."""
+    controller.create_topic("t", (1, 2))
+    await fill(one, 3)
+    await until(lambda: two.manager.high_watermark(T0) == 3)
+    await one.kill()
 
 
 def starts(*hosts: Broker) -> list[int]:
@@ -106,10 +114,7 @@ def test_a_replica_whose_tail_is_another_ones_starts_anew_in_the_batch_where_the
 
     async def main() -> None:
         async with brokers(tmp_path, 2) as (controller, (one, two)):
-            controller.create_topic("t", (1, 2))
-            await fill(one, 3)
-            await until(lambda: two.manager.high_watermark(T0) == 3)
-            await one.kill()
+            await outlive(controller, one, two)
             controller.change(0, leader=2)
             lost = asyncio.ensure_future(two.manager.append(T0, batch("lost", "too"), acks=-1, timeout_ms=60_000))
             await until(lambda: two.log().log_end_offset == 5)
@@ -161,10 +166,7 @@ def test_nothing_is_thrown_away_for_a_batch_that_came_damaged(tmp_path: pathlib.
 
     async def main() -> None:
         async with brokers(tmp_path, 2) as (controller, (one, two)):
-            controller.create_topic("t", (1, 2))
-            await fill(one, 3)
-            await until(lambda: two.manager.high_watermark(T0) == 3)
-            await one.kill()
+            await outlive(controller, one, two)
             follower = two.manager._hosted.find(T0)
             damaged = bytearray(batch("kept", "and", "read", base_offset=2))
             damaged[-1] ^= 1
