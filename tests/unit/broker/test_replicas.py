@@ -491,6 +491,22 @@ def test_a_flush_that_fails_in_the_background_tells_at_once(tmp_path: pathlib.Pa
     asyncio.run(main())
 
 
+def test_a_checkpoint_that_fails_in_the_background_tells_at_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with one_broker(tmp_path) as (controller, broker):
+
+            async def refuse() -> None:
+                raise StorageError("can't write /data/recovery-point-offset-checkpoint: no space left on device")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(broker.logs, "_checkpoint_logs", refuse)
+                controller.create_topic("t", (1,))  # A new log's identity is to be written.
+                await until(lambda: broker.disk_failures)
+            assert broker.disk_failures == ["can't write /data/recovery-point-offset-checkpoint: no space left on device"]
+
+    asyncio.run(main())
+
+
 def test_a_failing_disk_takes_everything_offline_and_tells_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with one_broker(tmp_path) as (controller, broker):
